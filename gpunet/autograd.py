@@ -1,0 +1,573 @@
+"""The tape: how ops on Tensors are recorded, and how gradients flow back.
+
+Every recorded op makes one `Node`, which knows the op, what its derivative needs, and the nodes that its inputs came
+from. `backward` walks the nodes in the reverse of the order in which they were made. One clock numbers the nodes and
+the in-place writes, so a value written to after it was recorded is noticed: its write is later than its node.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ContextDecorator
+from itertools import count
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpunet.backends import backend_of_type
+from gpunet.dtypes import default_dtype, is_floating
+from gpunet.errors import DeviceError, DTypeError, GradientError, ShapeError
+from gpunet.ops.op import Op, describe
+from gpunet.tensor import Tensor
+
+_clock = count(1).__next__  # next() on it is atomic under the GIL, so threads may record at the same time
+
+
+class _Mode(threading.local):
+    enabled = True
+
+
+_mode = _Mode()
+
+
+class set_grad_enabled(ContextDecorator):  # noqa: N801 (named as a function: it is used as one)
+    """Turn recording on or off within a `with` block or a decorated function, in this thread."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+        self._before: list[bool] = []  # a stack, so that one instance may be entered again (recursion)
+
+    def __enter__(self) -> None:
+        self._before.append(_mode.enabled)
+        _mode.enabled = self._enabled
+
+    def __exit__(self, *exc: object) -> None:
+        _mode.enabled = self._before.pop()
+
+
+class no_grad(set_grad_enabled):  # noqa: N801
+    """Do not record: `with gn.no_grad():` or `@gn.no_grad()`. Saves time and memory where no gradient is wanted."""
+
+    def __init__(self) -> None:
+        super().__init__(False)
+
+
+class enable_grad(set_grad_enabled):  # noqa: N801
+    """Record again, inside `no_grad`."""
+
+    def __init__(self) -> None:
+        super().__init__(True)
+
+
+def is_grad_enabled() -> bool:
+    """Whether ops on Tensors that require gradients are recorded, in this thread."""
+    return _mode.enabled
+
+
+# --- nodes ------------------------------------------------------------------------------------------------------------
+
+
+class Spec(NamedTuple):
+    """What a derivative is told of an input whose value it does not need."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+
+class Node:
+    """A recorded op.
+
+    Attributes:
+        op, params: what was computed; for a leaf (a Tensor on which `requires_grad` was set), op is None.
+        inputs: for each array the op was given, the node it came from, or None. None altogether once released.
+        saved: the op's arguments as its derivative wants them: Tensors where it needs values, else things with a shape.
+        output: the op's raw result, if the derivative needs it.
+        made, written: when on the clock the node was made, and its output last written to in place.
+        grad: of a leaf or a retained node, what `Tensor.grad` shows.
+    """
+
+    __slots__ = (
+        "dtype",
+        "grad",
+        "inputs",
+        "made",
+        "op",
+        "output",
+        "params",
+        "retains_grad",
+        "saved",
+        "shape",
+        "written",
+    )
+
+    def __init__(self, op: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: Sequence[Node | None] | None) -> None:
+        self.op = op
+        self.shape = shape
+        self.dtype = dtype
+        self.inputs = inputs
+        self.made = _clock()
+        self.written = 0
+        self.retains_grad = False
+        self.grad: Tensor | None = None
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def is_leaf(self) -> bool:
+        return self.op is None
+
+    def __repr__(self) -> str:
+        return f"<{'leaf' if self.op is None else self.op.name} {self.shape} {self.dtype}>"
+
+
+def leaf(tensor: Tensor) -> Node:
+    """A node for a Tensor that starts to require gradients.
+
+    Raises:
+        DTypeError: it is not floating-point.
+    """
+    dtype = tensor.data.dtype
+    if not is_floating(dtype):
+        raise DTypeError(
+            f"only floating-point tensors can require gradients, and this one is {dtype}; "
+            "convert it first: x.astype(gpunet.float32)"
+        )
+    node = Node(None, tensor.data.shape, dtype, ())
+    node.retains_grad = True
+    return node
+
+
+# --- recording --------------------------------------------------------------------------------------------------------
+
+
+def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
+    """Run `op` on arguments among which are Tensors, and record it where gradients are wanted."""
+    kind = None
+    tracked = weak = False
+    raw: list[Any] = []
+    nodes: list[Any] = []
+    for a in args:
+        if isinstance(a, Tensor):
+            node = a._node
+            if node is not None:
+                tracked = True
+            nodes.append(node)
+            a = a.data
+            if type(a) is not kind:
+                if kind is not None:
+                    raise _mixed(op, args)
+                kind = type(a)
+        else:
+            nodes.append(None)
+            if type(a) is float:
+                weak = True
+        raw.append(a)
+    if weak and op.promotes:
+        raw = [
+            a.astype(default_dtype()) if getattr(getattr(a, "dtype", None), "kind", "f") in "iub" else a for a in raw
+        ]
+    run = op.implementations.get(kind) or op.implementation(kind)  # type: ignore[arg-type]
+    try:
+        y = run(*raw, **params)
+    except (ShapeError, DTypeError, DeviceError):
+        raise
+    except (ValueError, TypeError, IndexError) as error:
+        raise _explain(op, args, params, error) from error
+    if type(y) is not kind:
+        if type(y) is tuple:
+            return _wrap_several(op, args, params, nodes, y, tracked)
+        y = backend_of_type(type(y)).array_from(y)
+    out = Tensor.__new__(Tensor)
+    out.data = y
+    if tracked and _mode.enabled and op.derivative is not None:
+        if y.dtype.kind == "f":
+            out._node = _node(op, args, params, nodes, y)
+    if op.view:
+        source = args[0]
+        out._base = source if source._base is None else source._base
+        out._base._has_views = True
+    return out
+
+
+def _node(op: Op, args: tuple[Any, ...], params: dict[str, Any], nodes: list[Any], y: Any) -> Node:
+    node = Node(op, y.shape, y.dtype, nodes)
+    node.params = params
+    node.output = y if op.keeps_output else None
+    if op.keeps_all:
+        node.saved = args
+    elif op.keeps_none and None not in nodes:
+        node.saved = nodes
+    else:
+        keeps = op.keeps if not op.variadic else op.keeps * len(args)
+        node.saved = [
+            a if keep or not hasattr(a, "shape") else n or Spec(tuple(a.shape), a.dtype)
+            for a, n, keep in zip(args, nodes, keeps)
+        ]
+    return node
+
+
+class _Part:
+    """The op of a node that stands for one of several outputs of another node."""
+
+    name = "output"
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
+def _wrap_several(op: Op, args: Any, params: Any, nodes: list[Any], ys: tuple[Any, ...], tracked: bool) -> Any:
+    """Tensors for an op with several outputs: one node for the op, and one for each output that passes its gradient on."""
+    tracked = tracked and _mode.enabled and op.derivative is not None
+    whole = None
+    if tracked:
+        whole = Node(op, (), ys[0].dtype, nodes)
+        whole.params, whole.saved, whole.output = params, args, ys if op.keeps_output else None
+    outs = []
+    for i, y in enumerate(ys):
+        out = Tensor.__new__(Tensor)
+        out.data = y
+        if whole is not None and y.dtype.kind == "f":
+            out._node = Node(_Part(i), y.shape, y.dtype, (whole,))
+            out._node.saved = ys  # the siblings, whose shapes zero gradients take
+        if op.view:
+            out._base = args[0]._base or args[0]
+            out._base._has_views = True
+        outs.append(out)
+    return tuple(outs)
+
+
+def write(target: Tensor, op: Op, other: Any, params: dict[str, Any]) -> None:
+    """`target` becomes op(target, other) in place: the values, and on the tape also how they came about.
+
+    Raises:
+        GradientError: the tape could not tell what happened: the target is a leaf that requires gradients, or it
+            shares memory with another Tensor.
+        ShapeError, DTypeError: the result would not fit into the target.
+    """
+    tracked = _mode.enabled and (target._node is not None or (isinstance(other, Tensor) and other._node is not None))
+    data = target.data
+    if not tracked:
+        if isinstance(other, Tensor):
+            if type(other.data) is not type(data):
+                raise _mixed(op, (target, other))
+            other = other.data
+        try:
+            op.write(target._backend().xp, data, other, params)
+        except (ValueError, TypeError, IndexError) as error:
+            raise _explain(op, (target, other), params, error) from error
+    else:
+        if target._node is not None and target._node.is_leaf:
+            raise GradientError(
+                f"{op.name} in place on a leaf of shape {target.shape} that requires gradients; "
+                "update parameters inside gpunet.no_grad(), or use the out-of-place form"
+            )
+        if target._base is not None or target._has_views:
+            raise GradientError(
+                f"{op.name} in place on a tensor of shape {target.shape} that shares memory with another one (a view or "
+                "its base) cannot be differentiated; write to a copy (x.copy()), or use the out-of-place form"
+            )
+        result = op(Tensor._wrap(data, target._node), other, **params)
+        if result.shape != target.shape or result.dtype != target.dtype:
+            raise ShapeError(
+                f"{op.name}: the result, {result.shape} {result.dtype}, does not fit in place into {describe((target,))}"
+            )
+        target.data, target._node = result.data, result._node
+    root = target._base or target
+    root._written = _clock()
+    if root._node is not None:
+        root._node.written = root._written if not tracked else 0
+
+
+Op.record = staticmethod(record)  # type: ignore[assignment]
+
+
+def _mixed(op: Op, args: tuple[Any, ...]) -> Exception:
+    devices = [str(a.device) for a in args if isinstance(a, Tensor)]
+    return DeviceError(
+        f"{op.name}: its arrays are on different devices: {', '.join(devices)}; move them to one with x.to(device)"
+    )
+
+
+def _explain(op: Op, args: tuple[Any, ...], params: dict[str, Any], error: Exception) -> Exception:
+    """The array library's error, told in terms of the op that the user called."""
+    given = describe(args)
+    options = ", ".join(f"{k}={v!r}" for k, v in params.items() if not hasattr(v, "shape"))
+    kind: type[Exception] = {ValueError: ShapeError, TypeError: DTypeError}.get(type(error), type(error))
+    if isinstance(error, IndexError):
+        kind = IndexError
+    what = str(error)
+    if "broadcast" in what:
+        what = "these shapes do not broadcast together"
+    return kind(f"{op.name}: {what}; it was given {given}" + (f" with {options}" if options else ""))
+
+
+# --- backward ---------------------------------------------------------------------------------------------------------
+
+
+def backward(
+    tensors: Sequence[Tensor], gradients: Sequence[Any], *, retain_graph: bool | None = None, create_graph: bool = False
+) -> None:
+    """Add to `.grad` of every leaf the derivative of `sum(t * g for t, g in zip(tensors, gradients))`.
+
+    Args:
+        tensors: what to differentiate.
+        gradients: for each, the gradient that reaches it; None for one with a single element means 1.
+        retain_graph: keep what another `backward` through the same graph needs; default: `create_graph`.
+        create_graph: record the computation of the gradients, so that they can be differentiated in turn.
+
+    Raises:
+        GradientError: a tensor does not require gradients, or is no scalar and comes without a gradient; the graph
+            was already used up; a value needed was changed in place.
+    """
+    _run(tensors, gradients, None, retain_graph, create_graph)
+
+
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    grad_outputs: Any = None,
+    *,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+) -> Any:
+    """The gradients of `outputs` with respect to `inputs`; `.grad` of no tensor changes.
+
+    Args:
+        outputs: a Tensor or several; their gradients are added up.
+        inputs: a Tensor or several that `outputs` were computed from.
+        grad_outputs: for each output, the gradient that reaches it (its shape); may be left out for scalars.
+        retain_graph, create_graph: as in `backward`.
+        allow_unused: return None, instead of raising, for an input that `outputs` do not depend on.
+
+    Returns:
+        A Tensor of the shape of the input, or a tuple of Tensors where `inputs` is a sequence.
+    """
+    outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    ins = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    gs = [grad_outputs] if isinstance(outputs, Tensor) else list(grad_outputs or [None] * len(outs))
+    for i, t in enumerate(ins):
+        if t._node is None:
+            raise GradientError(f"grad: input {i}, of shape {t.shape}, does not require gradients")
+    found = _run(outs, gs, [t._node for t in ins], retain_graph, create_graph)
+    for i, (t, g) in enumerate(zip(ins, found)):
+        if g is None and not allow_unused:
+            raise GradientError(
+                f"grad: the outputs do not depend on input {i}, of shape {t.shape}; allow_unused=True returns None for it"
+            )
+    return found[0] if isinstance(inputs, Tensor) else tuple(found)
+
+
+def _run(
+    roots: Sequence[Tensor],
+    gradients: Sequence[Any],
+    targets: Sequence[Any] | None,
+    retain_graph: bool | None,
+    create_graph: bool,
+) -> list[Any]:
+    if retain_graph is None:
+        retain_graph = create_graph
+    if not roots:
+        return []
+    if len(gradients) != len(roots):
+        raise GradientError(f"got {len(roots)} tensors but {len(gradients)} gradients")
+    pending: dict[Node, Any] = {}
+    for t, g in zip(roots, gradients):
+        seed = _seed(t, g, create_graph)
+        node = t._node
+        assert node is not None
+        pending[node] = pending[node] + seed if node in pending else seed
+    order = _reachable(list(pending))
+    wanted = None if targets is None else _leading_to(order, targets)
+    backend = roots[0]._backend()
+    results: dict[Node, Any] = {}
+    with set_grad_enabled(create_graph), backend.on(roots[0].device):
+        xp = _namespace() if create_graph else backend.xp
+        kind = type(roots[0].data)
+        owned = {id(g.data) for g in gradients if isinstance(g, Tensor)}  # ids of arrays that are somebody's already
+        for node in reversed(order):
+            g = pending.pop(node, None)
+            if g is None:
+                continue
+            if targets is not None:
+                if node in targets:
+                    results[node] = g if create_graph else Tensor._wrap(_own(g, owned))
+            elif node.retains_grad:
+                _accumulate(node, g, owned, create_graph)
+            if type(g) is not kind and not create_graph and type(g) is not tuple:  # it came from another device
+                kind = type(g)
+                xp = backend_of_type(kind).xp
+            if node.op is not None and (wanted is None or node in wanted):
+                _propagate(node, g, pending, wanted, xp, create_graph)
+                if not retain_graph:
+                    node.inputs = None
+                    node.saved = node.output = None
+    if targets is None:
+        return []
+    return [results.get(n) for n in targets]
+
+
+def _seed(tensor: Tensor, gradient: Any, create_graph: bool) -> Any:
+    if tensor._node is None:
+        why = "was computed under no_grad, or from tensors none of which requires gradients"
+        raise GradientError(
+            f"cannot differentiate a tensor of shape {tensor.shape} that does not require gradients: it {why}"
+        )
+    if gradient is None:
+        if tensor.size != 1:
+            raise GradientError(
+                f"only a scalar can be differentiated without a gradient, and this tensor has shape {tensor.shape}; "
+                "reduce it first (loss.mean()), or pass backward(gradient) of the same shape"
+            )
+        seed = tensor._backend().xp.ones_like(tensor.data)
+        return Tensor._wrap(seed) if create_graph else seed
+    if not isinstance(gradient, Tensor):
+        gradient = Tensor._wrap(tensor._backend().xp.asarray(gradient, dtype=tensor.dtype))
+    if gradient.shape != tensor.shape:
+        raise ShapeError(f"the gradient must have the tensor's shape {tensor.shape}, got {gradient.shape}")
+    if gradient.device != tensor.device:
+        raise DeviceError(f"the gradient is on {gradient.device}, the tensor on {tensor.device}")
+    return gradient if create_graph else gradient.data
+
+
+def _reachable(roots: list[Node]) -> list[Node]:
+    """All nodes that `roots` were computed from and they themselves, in the order in which they were made."""
+    seen = set(roots)
+    order = list(seen)
+    for node in order:  # grows while it is walked
+        inputs = node.inputs
+        if inputs is None:
+            raise GradientError(
+                "backward was called a second time through the same graph, whose saved values are gone; "
+                "pass retain_graph=True the first time, or compute the loss again"
+            )
+        for parent in inputs:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                order.append(parent)
+    order.sort(key=_made)
+    return order
+
+
+def _made(node: Node) -> int:
+    return node.made
+
+
+def _leading_to(order: list[Node], targets: Sequence[Node]) -> set[Node]:
+    """The nodes among `order` whose gradient is needed to find those of `targets`: what comes from them."""
+    wanted = set(targets)
+    for node in order:
+        if not wanted.isdisjoint(node.inputs or ()):
+            wanted.add(node)
+    return wanted
+
+
+def _propagate(
+    node: Node, g: Any, pending: dict[Node, Any], wanted: set[Node] | None, xp: Any, create_graph: bool
+) -> None:
+    """Pass the gradient of a node's output on to its inputs."""
+    op, made = node.op, node.made
+    if type(op) is _Part:
+        _collect_part(node, g, pending, xp)
+        return
+    values: list[Any] = []
+    for a in node.saved:  # type: ignore[union-attr]
+        if isinstance(a, Tensor):
+            if (a._base or a)._written > made:
+                raise _changed(op, "an input", a.shape)
+            if not create_graph:
+                a = a.data
+        values.append(a)
+    y = node.output
+    if y is None:
+        y = node
+    elif node.written > made:
+        raise _changed(op, "its output", node.shape)
+    elif create_graph:
+        y = Tensor._wrap(y, node) if type(y) is not tuple else tuple(map(Tensor._wrap, y))
+    found = op.derivative(xp, g, y, *values, **({**op.defaults, **node.params} if op.defaults else node.params))
+    if type(found) is not tuple:
+        found = (found,)
+    for parent, gi in zip(node.inputs, found):  # type: ignore[arg-type]
+        if parent is None or gi is None or (wanted is not None and parent not in wanted):
+            continue
+        if type(gi) is FunctionType:
+            gi = gi()
+        if gi.shape != parent.shape:
+            gi = _unbroadcast(xp, gi, parent.shape, op)
+        if gi.dtype is not parent.dtype and gi.dtype != parent.dtype:
+            gi = _cast_gradient(xp, gi, parent.dtype)
+        if parent in pending:
+            pending[parent] = pending[parent] + gi
+        else:
+            pending[parent] = gi
+
+
+def _collect_part(node: Node, g: Any, pending: dict[Node, Any], xp: Any) -> None:
+    """Gather the gradient of one of several outputs; those that get none have zeros."""
+    whole = node.inputs[0]  # type: ignore[index]
+    assert whole is not None
+    if whole not in pending:
+        pending[whole] = tuple(
+            xp.zeros(y.shape, dtype=y.dtype) if y.dtype.kind == "f" else None
+            for y in node.saved  # type: ignore[union-attr]
+        )
+    parts = list(pending[whole])
+    parts[node.op.index] = parts[node.op.index] + g
+    pending[whole] = tuple(parts)
+
+
+def _changed(op: Op, which: str, shape: tuple[int, ...]) -> GradientError:
+    return GradientError(
+        f"a value that the derivative of {op.name!r} needs ({which}, of shape {tuple(shape)}) was changed in place after "
+        "it was used; use the out-of-place form (y = y + 1 instead of y += 1), or change it after backward"
+    )
+
+
+def _unbroadcast(xp: Any, g: Any, shape: tuple[int, ...], op: Op) -> Any:
+    """Sum a gradient over the axes along which its input was broadcast: the one place where broadcasting is undone."""
+    extra = g.ndim - len(shape)
+    axes = tuple(range(extra)) + tuple(i + extra for i, n in enumerate(shape) if n == 1 and g.shape[i + extra] != 1)
+    if extra < 0 or any(n not in (1, g.shape[i + extra]) for i, n in enumerate(shape)):
+        raise GradientError(f"the derivative of {op.name!r} has shape {tuple(g.shape)} for an input of shape {shape}")
+    return xp.reshape(xp.sum(g, axis=axes), shape)
+
+
+def _cast_gradient(xp: Any, g: Any, dtype: np.dtype) -> Any:
+    if g.dtype.kind == "c" and dtype.kind == "f":
+        g = xp.real(g)
+    return xp.astype(g, dtype)
+
+
+def _accumulate(node: Node, g: Any, owned: set[int], create_graph: bool) -> None:
+    """Add a gradient to what `Tensor.grad` shows. A leaf's gradient is its own memory, so that it can be written to."""
+    if create_graph:
+        node.grad = g if node.grad is None else node.grad + g
+        return
+    if node.grad is not None:
+        node.grad = Tensor._wrap(node.grad.data + g)
+        return
+    node.grad = Tensor._wrap(_own(g, owned))
+
+
+def _own(g: Any, owned: set[int]) -> Any:
+    """`g`, or a copy where another gradient, the caller's array or a view shares its memory."""
+    if g.base is not None or id(g) in owned:
+        g = g.copy()
+    owned.add(id(g))
+    return g
+
+
+def _namespace() -> Any:
+    """The array functions on Tensors, in which derivatives are computed when they are to be recorded."""
+    import gpunet
+
+    return gpunet

@@ -1,0 +1,181 @@
+"""Files from the network: checked, resumable, and whole or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpunet.errors import FileFormatError
+
+_BLOCK = 1 << 18
+_ATTEMPTS = 3  # per address, each resuming where the one before broke off
+_TIMEOUT = 30.0  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A published file: its name, exact size in bytes, SHA-256, and the addresses it can be had from, best first."""
+
+    name: str
+    size: int
+    sha256: str
+    urls: Sequence[str]
+
+    def fetch(self, folder: str | os.PathLike[str], progress: bool = True) -> Path:
+        """Download this file into `folder` (made where missing) and return its path; keep a good copy that is there.
+
+        The bytes go to `<name>.part`, which a later call continues (HTTP Range), and only a file with the right
+        SHA-256 gets its real name. Each address is tried in turn. Raises OSError when none could be read to the end,
+        FileFormatError when what they sent is not this file. `progress`: a bar on a terminal.
+        """
+        path = Path(folder) / self.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        with _one_process_at_a_time(path.parent):
+            if path.is_file() and _sha256(path) == self.sha256:
+                return path
+            failures: list[str] = []
+            wrong_content = False
+            for url in self.urls:
+                try:
+                    self._download(url, part, progress)
+                except FileFormatError as error:
+                    wrong_content = True
+                    failures.append(str(error))
+                except (OSError, http.client.HTTPException) as error:
+                    failures.append(f"{url}: {error or type(error).__name__}")
+                else:
+                    os.replace(part, path)
+                    return path
+        message = f"could not download {self.name}:\n  " + "\n  ".join(failures)
+        raise FileFormatError(message) if wrong_content else OSError(message)
+
+    def _download(self, url: str, part: Path, progress: bool) -> None:
+        """Bring `part` to the full, checked content, from however much of it is already there."""
+        continued = part.exists()
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._transfer(url, part, progress)
+                break
+            except urllib.error.HTTPError as error:
+                if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    part.unlink()
+                if error.code < 500 or attempt == _ATTEMPTS - 1:
+                    raise  # the server's answer, not a broken line: asking again gets the same
+            except (OSError, http.client.HTTPException):
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            time.sleep(0.2 * 2**attempt)
+        found = _sha256(part)
+        if found == self.sha256:
+            return
+        part.unlink()
+        if continued:  # the half that was there may have been the wrong one
+            return self._download(url, part, progress)
+        raise FileFormatError(
+            f"{url}: the file's SHA-256 is {found}, and that of the published {self.name} is {self.sha256}; "
+            "it was changed on the way or at the source, and is deleted here"
+        )
+
+    def _transfer(self, url: str, part: Path, progress: bool) -> None:
+        from tqdm import tqdm
+
+        have = part.stat().st_size if part.exists() else 0
+        if have >= self.size:
+            return  # the SHA-256 decides
+        request = urllib.request.Request(url, headers={"User-Agent": "gpunet"})
+        if have:
+            request.add_header("Range", f"bytes={have}-")
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+            resumed = response.status == http.client.PARTIAL_CONTENT
+            if resumed and not re.match(rf"bytes {have}-", response.headers.get("Content-Range", "")):
+                raise OSError("the server answered with another range than was asked for")
+            have = have if resumed else 0
+            announced = response.headers.get("Content-Length")
+            if announced is not None and have + int(announced) != self.size:
+                raise FileFormatError(
+                    f"{url}: offers {have + int(announced)} bytes; the published {self.name} has {self.size}"
+                )
+            bar = tqdm(
+                desc=self.name, total=self.size, initial=have, unit="B", unit_scale=True, disable=None if progress else True
+            )
+            with part.open("ab" if resumed else "wb") as out, bar:
+                while block := response.read(_BLOCK):
+                    have += len(block)
+                    if have > self.size:
+                        part.unlink()
+                        raise FileFormatError(f"{url}: sends more than the {self.size} bytes of {self.name}")
+                    out.write(block)
+                    bar.update(len(block))
+        if have < self.size:
+            raise OSError(f"the connection ended after {have} of {self.size} bytes")
+
+
+def extract(archive: Path, folder: Path, members: Mapping[str, int]) -> None:
+    """Unpack from the .tar.gz `archive` exactly the files `members` (name in the archive -> most bytes allowed).
+
+    Each lands in `folder` under the last part of its name, by way of a temporary name. Nothing else in the archive is
+    touched, whatever paths or links it holds. Raises FileFormatError if one is missing, too big, or damaged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = dict(members)
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                if member.name not in missing:
+                    continue
+                source = tar.extractfile(member) if member.isreg() else None
+                if source is None:
+                    raise FileFormatError(f"{archive}: {member.name} is not an ordinary file")
+                limit = missing.pop(member.name)
+                if member.size > limit:
+                    raise FileFormatError(f"{archive}: {member.name} has {member.size} bytes; expected at most {limit}")
+                target = folder / Path(member.name).name
+                part = target.with_name(target.name + ".part")
+                with source, part.open("wb") as out:
+                    shutil.copyfileobj(source, out, _BLOCK)
+                os.replace(part, target)
+                if not missing:
+                    return
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's trouble, not the archive's
+        raise FileFormatError(f"{archive}: truncated or damaged archive: {error}") from None
+    raise FileFormatError(f"{archive}: the archive has no {', '.join(sorted(missing))}")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _one_process_at_a_time(folder: Path) -> Iterator[None]:
+    """Several processes that start together would download into the same partial file; let them take turns."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: no advisory locks on folders; the SHA-256 still catches a mixed-up file
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,231 @@
+"""The DataLoader: batches of a dataset, in a reproducible order, on a device, fetched ahead by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+import gpunet as gn
+from gpunet.data.collate import collate, to_tensors
+from gpunet.data.dataset import Indexable, get_batch
+from gpunet.data.sampler import BatchSampler, RandomSampler, SequentialSampler, check_positive
+from gpunet.data.workers import WorkerPool
+
+# What a random stream belongs to, beside the seed and the epoch: the order, a sample (by its index), a batch (by its
+# number in the epoch).
+_ORDER, _SAMPLE, _BATCH = range(3)
+
+
+class DataLoader:
+    """Iterate over a dataset in batches: `for x, y in DataLoader(train, batch_size=64, shuffle=True): ...`
+
+    dataset: a `Dataset`, or anything with `len()` and `[index]`, e.g. a list of samples.
+    batch_size: samples per batch; the last batch is smaller where it does not divide the dataset, unless `drop_last`.
+    shuffle: a new random order each epoch.
+    sampler: an iterable of indices instead of shuffle. It should draw its random numbers from gpunet.random.
+    batch_sampler: an iterable of lists of indices instead of batch_size, shuffle, sampler and drop_last.
+    num_workers: processes that fetch batches ahead; 0 fetches in this process, which is faster for arrays in memory
+        without costly transforms.
+    collate_fn: from a list of samples to a batch. Default: `collate`, or the dataset's own `get_batch`, which indexes
+        whole batches at once.
+    drop_last: leave out a last batch that is not full.
+    device: where the batches' arrays go, as Tensors; default the CPU.
+    seed: None draws one from gpunet.random now, so gn.manual_seed makes everything reproducible.
+    batch_transform: applied to each collated batch (NumPy arrays), in the worker. A `transforms.Transform` changes the
+        first element of the batch, the images; other callables get the whole batch and return it.
+    prefetch_factor: batches per worker that may be ready or under way.
+    timeout: seconds to wait for a batch from a worker, 0 for ever.
+    persistent_workers: keep the processes between epochs. Worth it with start_method="spawn", where starting them
+        takes seconds; a forked worker takes milliseconds.
+    start_method: how workers start; default "fork" on Linux and "spawn" elsewhere (see `workers`).
+
+    Everything random is drawn from streams derived from the seed, the epoch, and the sample's index (for a sample
+    fetched alone) or the batch's number (for one fetched whole, and batch_transform). So the batches do not depend on
+    num_workers, and training that goes on from a `state_dict` sees what it would have seen.
+
+    Each `iter(loader)` is the next epoch; the first after `load_state_dict` goes on where the saved one stood.
+    """
+
+    def __init__(
+        self,
+        dataset: Indexable,
+        batch_size: int = 1,
+        shuffle: bool = False,
+        sampler: Iterable[int] | None = None,
+        batch_sampler: Iterable[Any] | None = None,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        drop_last: bool = False,
+        device: Any = None,
+        seed: int | None = None,
+        batch_transform: Callable[[Any], Any] | None = None,
+        prefetch_factor: int = 2,
+        timeout: float = 0,
+        persistent_workers: bool = False,
+        start_method: str | None = None,
+    ):
+        check_positive("DataLoader", "batch_size", batch_size)
+        check_positive("DataLoader", "num_workers", num_workers, least=0)
+        check_positive("DataLoader", "prefetch_factor", prefetch_factor)
+        if timeout < 0:
+            raise ValueError(f"DataLoader: timeout must be a number of seconds >= 0, got {timeout!r}")
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise TypeError(
+                f"DataLoader: the dataset needs len() and [index]; {type(dataset).__name__} does not have them"
+            )
+        if len(dataset) == 0:
+            raise ValueError(f"DataLoader: the dataset is empty: len({type(dataset).__name__}) is 0")
+        if batch_sampler is not None:
+            if batch_size != 1 or shuffle or sampler is not None or drop_last:
+                raise ValueError(
+                    "DataLoader: batch_sampler says which samples make each batch, so it excludes batch_size, shuffle, "
+                    "sampler and drop_last"
+                )
+        else:
+            if sampler is not None and shuffle:
+                raise ValueError("DataLoader: sampler and shuffle=True both set the order; give one of them")
+            if sampler is None:
+                sampler = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
+            batch_sampler = BatchSampler(sampler, batch_size, drop_last)
+            if drop_last and hasattr(sampler, "__len__") and len(batch_sampler) == 0:
+                raise ValueError(
+                    f"DataLoader: no batch is left: batch_size={batch_size} is more than the {len(sampler)} samples, "
+                    "and drop_last=True drops a batch that is not full"
+                )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.sampler = sampler
+        self.batch_sampler = batch_sampler
+        self.num_workers = num_workers
+        self.collate_fn = collate_fn
+        self.drop_last = drop_last
+        self.device = device
+        self.seed = int(gn.random.randint(0, 2**31, ()).item()) if seed is None else seed
+        check_positive("DataLoader", "seed", self.seed, least=0)
+        self.batch_transform = batch_transform
+        self.prefetch_factor = prefetch_factor
+        self.timeout = timeout
+        self.persistent_workers = persistent_workers
+        self.start_method = start_method
+        self.epoch = 0
+        """The epoch that is running or comes next, from 0."""
+        self.position = 0
+        """How many of its batches have been handed out."""
+        self._running: object | None = None  # identifies the iterator that `epoch` and `position` speak of
+        self._pool: WorkerPool | None = None
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self.batch_sampler)  # type: ignore[arg-type]  # TypeError where the sampler has no length
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._running is not None:  # an earlier iterator stopped within its epoch; this one is for the next
+            self.epoch += 1
+            self.position = 0
+        self._running = object()
+        return self._iterate(self._running, self.epoch, self.position)
+
+    def _iterate(self, running: object, epoch: int, position: int) -> Iterator[Any]:
+        tasks = self._tasks(epoch, position)
+        pool = None
+        try:
+            if self.num_workers == 0:
+                batches: Iterator[Any] = (self._fetch(*task) for task in tasks)
+            else:
+                pool = self._take_pool()
+                batches = pool.map(tasks)
+            for batch in batches:
+                position += 1
+                if self._running is running:
+                    self.position = position
+                yield to_tensors(batch, self.device)
+                del batch  # its shared memory is free as soon as the caller has done with it
+            if self._running is running:
+                self.epoch, self.position, self._running = epoch + 1, 0, None
+            if self.persistent_workers and self._pool is None:
+                self._pool, pool = pool, None
+        finally:
+            if pool is not None:
+                pool.close()
+
+    def _take_pool(self) -> WorkerPool:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            return pool
+        return WorkerPool(
+            _Fetch(self.dataset, self.collate_fn, self.batch_transform),
+            self.num_workers,
+            self.prefetch_factor,
+            self.timeout,
+            self.start_method,
+        )
+
+    def _tasks(self, epoch: int, position: int) -> Iterator[tuple[int, int, int, np.ndarray]]:
+        """(seed, epoch, number, indices) for each batch of the epoch from number `position` on."""
+        stream = gn.random.derive(self.seed, epoch, _ORDER)
+        with gn.random.using(stream):
+            groups = iter(self.batch_sampler)
+        number = 0
+        while True:
+            with gn.random.using(stream):  # for the sampler only: between two batches other code runs
+                indices = next(groups, None)
+            if indices is None:
+                return
+            if number >= position:
+                yield self.seed, epoch, number, np.asarray(indices, np.int64)
+            number += 1
+
+    @property
+    def _fetch(self) -> _Fetch:
+        return _Fetch(self.dataset, self.collate_fn, self.batch_transform)
+
+    def state_dict(self) -> dict[str, int]:
+        """`seed`, `epoch` and `position`: the epoch, and how many of its batches have been handed out."""
+        return {"seed": self.seed, "epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next `iter` goes on behind the last batch that `state` knows of, without fetching those before it.
+
+        Raises KeyError for a state that lacks one of the three numbers, ValueError for a position beyond the epoch.
+        """
+        missing = {"seed", "epoch", "position"} - state.keys()
+        if missing:
+            raise KeyError(f"DataLoader.load_state_dict: the state lacks {', '.join(sorted(missing))}")
+        if hasattr(self.batch_sampler, "__len__") and state["position"] > len(self):
+            raise ValueError(
+                f"DataLoader.load_state_dict: the state stands behind batch {state['position']}, and this loader has "
+                f"{len(self)} batches; the dataset or the batch size is another one"
+            )
+        self.seed, self.epoch, self.position = state["seed"], state["epoch"], state["position"]
+        self._running = None
+
+    def __repr__(self) -> str:
+        return (
+            f"DataLoader({self.dataset!r}, {self.batch_sampler!r}, num_workers={self.num_workers}, seed={self.seed}, "
+            f"device={self.device})"
+        )
+
+
+class _Fetch:
+    """From indices to a batch of NumPy arrays; runs in this process and in workers alike."""
+
+    def __init__(self, dataset: Indexable, collate_fn: Callable[..., Any] | None, batch_transform: Any):
+        self.dataset = dataset
+        self.collate_fn = collate_fn
+        self.batch_transform = batch_transform
+
+    def __call__(self, seed: int, epoch: int, number: int, indices: np.ndarray) -> Any:
+        with gn.random.using(gn.random.derive(seed, epoch, _BATCH, number)):
+            batch = get_batch(self.dataset, indices) if self.collate_fn is None else NotImplemented
+            if batch is NotImplemented:
+                batch = self._collate(seed, epoch, indices.tolist())
+            return batch if self.batch_transform is None else self.batch_transform(batch)
+
+    def _collate(self, seed: int, epoch: int, indices: list[int]) -> Any:
+        samples = []
+        for index in indices:
+            with gn.random.using(gn.random.derive(seed, epoch, _SAMPLE, index)):
+                samples.append(self.dataset[index])
+        return collate(samples, indices) if self.collate_fn is None else self.collate_fn(samples)

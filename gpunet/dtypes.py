@@ -1,0 +1,78 @@
+"""Data types: the Array API's names for NumPy's dtype objects, and the default floating-point type."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import numpy as np
+
+from gpunet.errors import DTypeError
+
+bool = np.dtype("bool")  # the standard's name
+int8, int16, int32, int64 = (np.dtype(f"int{n}") for n in (8, 16, 32, 64))
+uint8, uint16, uint32, uint64 = (np.dtype(f"uint{n}") for n in (8, 16, 32, 64))
+float16, float32, float64 = (np.dtype(f"float{n}") for n in (16, 32, 64))
+complex64, complex128 = np.dtype("complex64"), np.dtype("complex128")
+
+_KINDS = {
+    "bool": "b",
+    "signed integer": "i",
+    "unsigned integer": "u",
+    "integral": "iu",
+    "real floating": "f",
+    "complex floating": "c",
+    "numeric": "iufc",
+}
+
+_default = float32
+
+
+def default_dtype() -> np.dtype:
+    """The type that Python floats and newly created floating-point arrays get; float32 unless changed."""
+    return _default
+
+
+def set_default_dtype(dtype: Any) -> None:
+    """Make `dtype` (float16, float32 or float64) the default floating-point type."""
+    global _default
+    dtype = np.dtype(dtype)
+    if dtype.kind != "f":
+        raise DTypeError(f"set_default_dtype: expected a real floating-point dtype, got {dtype}")
+    _default = dtype
+
+
+def is_floating(dtype: np.dtype) -> builtins.bool:
+    """Whether `dtype` is real floating-point, the types that can have gradients."""
+    return dtype.kind == "f"
+
+
+def result_type(*arrays_and_dtypes: Any) -> np.dtype:
+    """The dtype that the arguments (arrays, dtypes, Python scalars) promote to."""
+    return np.result_type(*(getattr(a, "dtype", a) for a in arrays_and_dtypes))
+
+
+def can_cast(from_: Any, to: Any, /) -> builtins.bool:
+    """Whether a value of dtype (or array) `from_` can be cast to dtype `to` by the promotion rules."""
+    return np.can_cast(getattr(from_, "dtype", from_), to)
+
+
+def isdtype(dtype: Any, kind: Any) -> builtins.bool:
+    """Whether `dtype` is of `kind`: a dtype, one of the standard's kind names, or a tuple of these."""
+    if isinstance(kind, tuple):
+        return any(isdtype(dtype, k) for k in kind)
+    if isinstance(kind, str):
+        if kind not in _KINDS:
+            raise ValueError(f"isdtype: unknown kind {kind!r}; expected one of {', '.join(map(repr, _KINDS))}")
+        return np.dtype(dtype).kind in _KINDS[kind]
+    return np.dtype(dtype) == np.dtype(kind)
+
+
+def finfo(dtype: Any, /) -> np.finfo:
+    """Machine limits of a floating-point dtype (or of an array's)."""
+    return np.finfo(getattr(dtype, "dtype", dtype))
+
+
+def iinfo(dtype: Any, /) -> np.iinfo:
+    """Machine limits of an integer dtype (or of an array's)."""
+    return np.iinfo(getattr(dtype, "dtype", dtype))

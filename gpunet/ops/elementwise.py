@@ -1,0 +1,359 @@
+"""Element by element: arithmetic, comparison, logic, powers, trigonometry, activations.
+
+Most of these are one line each: a name that NumPy and CuPy share, the formula, and the derivative. In a derivative, g is
+the gradient of the result y, and a leading underscore marks a value that it does not need.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from gpunet.dtypes import default_dtype
+from gpunet.ops.op import Op, op
+
+
+def _unary(name: str, formula: str, vjp: Callable[..., Any] | None = None) -> Op:
+    """An op of one array that the array library has under the same name."""
+
+    def reference(xp: Any, x: Any) -> Any:
+        return getattr(xp, name)(x)
+
+    return _declare(reference, name, formula, vjp, direct=True)
+
+
+def _floating(name: str, formula: str, vjp: Callable[..., Any]) -> Op:
+    """As `_unary`, for a function whose result is floating-point: integers are converted to the default type first."""
+
+    def reference(xp: Any, x: Any) -> Any:
+        if x.dtype.kind in "iub":
+            x = xp.astype(x, default_dtype())
+        return getattr(xp, name)(x)
+
+    return _declare(reference, name, formula, vjp)
+
+
+def _binary(name: str, formula: str, vjp: Callable[..., Any] | None = None, promotes: bool = True) -> Op:
+    """An op of two arrays, broadcast against each other, that the array library has under the same name."""
+
+    def reference(xp: Any, a: Any, b: Any) -> Any:
+        return getattr(xp, name)(a, b)
+
+    return _declare(reference, name, formula, vjp, direct=True, promotes=promotes)
+
+
+def _declare(reference: Any, name: str, formula: str, vjp: Callable[..., Any] | None, **flags: bool) -> Op:
+    reference.__name__ = reference.__qualname__ = name
+    reference.__doc__ = f"{formula}, element by element."
+    declared = Op(reference, **flags)
+    if vjp is not None:
+        declared.vjp(vjp)
+    return declared
+
+
+def _flat(xp: Any, g: Any, _y: Any, _x: Any) -> Any:
+    """The derivative of a step function, zero wherever it exists."""
+    return g * 0.0
+
+
+# --- arithmetic
+
+add = _binary("add", "a + b", lambda xp, g, _y, _a, _b: (g, g))
+subtract = _binary("subtract", "a - b", lambda xp, g, _y, _a, _b: (g, lambda: -g))
+multiply = _binary("multiply", "a * b", lambda xp, g, _y, a, b: (lambda: g * b, lambda: g * a))
+maximum = _binary(
+    "maximum", "The larger of a and b", lambda xp, g, _y, a, b: (lambda: g * _share(a, b), lambda: g * _share(b, a))
+)
+minimum = _binary(
+    "minimum", "The smaller of a and b", lambda xp, g, _y, a, b: (lambda: g * _share(b, a), lambda: g * _share(a, b))
+)
+floor_divide = _binary("floor_divide", "The largest integer not above a / b")
+remainder = _binary(
+    "remainder",
+    "a - b * floor(a / b)",
+    lambda xp, g, _y, a, b: (g, lambda: -g * xp.floor(a / b)),
+)
+hypot = _binary("hypot", "sqrt(a² + b²)", lambda xp, g, y, a, b: (lambda: g * a / y, lambda: g * b / y))
+atan2 = _binary(
+    "atan2",
+    "The angle of the point (b, a)",
+    lambda xp, g, _y, a, b: (lambda: g * b / (a * a + b * b), lambda: -g * a / (a * a + b * b)),
+)
+logaddexp = _binary(
+    "logaddexp",
+    "log(exp(a) + exp(b))",
+    lambda xp, g, y, a, b: (lambda: g * xp.exp(a - y), lambda: g * xp.exp(b - y)),
+)
+copysign = _binary(
+    "copysign",
+    "The magnitude of a with the sign of b",
+    lambda xp, g, y, a, _b: (lambda: g * xp.sign(y) * xp.sign(a), None),
+)
+nextafter = _binary("nextafter", "The next representable number from a towards b")
+
+
+def _share(a: Any, b: Any) -> Any:
+    """1 where a > b, a half where they are equal: how maximum(a, b) changes with a."""
+    return (a > b) * 1.0 + (a == b) * 0.5
+
+
+@op
+def divide(xp, a, b):
+    """a / b, element by element; of integers, in the default floating-point type."""
+    a, b = (xp.astype(v, default_dtype()) if getattr(v, "dtype", _FLOAT).kind in "iub" else v for v in (a, b))
+    return xp.divide(a, b)
+
+
+@divide.vjp
+def _(xp, g, y, _a, b):
+    return (lambda: g / b), (lambda: -g * y / b)
+
+
+@op(promotes=True)
+def pow(xp, a, b):
+    """a to the power of b, element by element."""
+    return xp.pow(a, b)
+
+
+@pow.vjp
+def _(xp, g, y, a, b):
+    def base() -> Any:
+        if isinstance(b, (int, float)):
+            return g * (b * xp.pow(a, b - 1)) if b else g * 0.0
+        return g * xp.where(b == 0, 0.0, b * xp.pow(a, xp.where(b == 0, 1.0, b - 1)))
+
+    def exponent() -> Any:
+        positive = a > 0
+        if isinstance(a, (int, float)):
+            return g * y * (math.log(a) if positive else 0.0)
+        return g * y * xp.where(positive, xp.log(xp.where(positive, a, 1.0)), 0.0)
+
+    return base, exponent
+
+
+class _Float:
+    kind = "f"
+
+
+_FLOAT = _Float()  # stands for the dtype of a Python number
+
+negative = _unary("negative", "-x", lambda xp, g, _y, _x: -g)
+positive = _unary("positive", "x", lambda xp, g, _y, _x: g)
+abs = _unary("abs", "The absolute value of x", lambda xp, g, _y, x: g * xp.sign(x))
+sign = _unary("sign", "-1, 0 or 1 as x is negative, zero or positive", _flat)
+square = _unary("square", "x²", lambda xp, g, _y, x: g * (2.0 * x))
+reciprocal = _floating("reciprocal", "1 / x", lambda xp, g, y, _x: -g * y * y)
+floor = _unary("floor", "The largest integer not above x", _flat)
+ceil = _unary("ceil", "The smallest integer not below x", _flat)
+trunc = _unary("trunc", "The nearest integer towards zero", _flat)
+round = _unary("round", "The nearest integer, halves to even", _flat)
+real = _unary("real", "The real part of x", lambda xp, g, _y, _x: g)
+imag = _unary("imag", "The imaginary part of x")
+conj = _unary("conj", "The complex conjugate of x", lambda xp, g, _y, _x: g)
+signbit = _unary("signbit", "Whether the sign bit of x is set")
+isnan = _unary("isnan", "Whether x is not a number")
+isinf = _unary("isinf", "Whether x is an infinity")
+isfinite = _unary("isfinite", "Whether x is finite")
+
+# --- powers and exponentials
+
+sqrt = _floating("sqrt", "The square root of x", lambda xp, g, y, _x: g * 0.5 / y)
+exp = _floating("exp", "e to the power of x", lambda xp, g, y, _x: g * y)
+expm1 = _floating("expm1", "e to the power of x, less 1", lambda xp, g, y, _x: g * (y + 1.0))
+log = _floating("log", "The natural logarithm of x", lambda xp, g, _y, x: g / x)
+log1p = _floating("log1p", "log(1 + x)", lambda xp, g, _y, x: g / (x + 1.0))
+log2 = _floating("log2", "The logarithm of x to base 2", lambda xp, g, _y, x: g / (x * math.log(2)))
+log10 = _floating("log10", "The logarithm of x to base 10", lambda xp, g, _y, x: g / (x * math.log(10)))
+
+# --- trigonometry
+
+sin = _floating("sin", "The sine of x", lambda xp, g, _y, x: g * xp.cos(x))
+cos = _floating("cos", "The cosine of x", lambda xp, g, _y, x: -g * xp.sin(x))
+tan = _floating("tan", "The tangent of x", lambda xp, g, y, _x: g * (1.0 + y * y))
+asin = _floating("asin", "The inverse sine of x", lambda xp, g, _y, x: g / xp.sqrt(1.0 - x * x))
+acos = _floating("acos", "The inverse cosine of x", lambda xp, g, _y, x: -g / xp.sqrt(1.0 - x * x))
+atan = _floating("atan", "The inverse tangent of x", lambda xp, g, _y, x: g / (1.0 + x * x))
+sinh = _floating("sinh", "The hyperbolic sine of x", lambda xp, g, _y, x: g * xp.cosh(x))
+cosh = _floating("cosh", "The hyperbolic cosine of x", lambda xp, g, _y, x: g * xp.sinh(x))
+tanh = _floating("tanh", "The hyperbolic tangent of x", lambda xp, g, y, _x: g * (1.0 - y * y))
+asinh = _floating("asinh", "The inverse hyperbolic sine of x", lambda xp, g, _y, x: g / xp.sqrt(x * x + 1.0))
+acosh = _floating("acosh", "The inverse hyperbolic cosine of x", lambda xp, g, _y, x: g / xp.sqrt(x * x - 1.0))
+atanh = _floating("atanh", "The inverse hyperbolic tangent of x", lambda xp, g, _y, x: g / (1.0 - x * x))
+
+# --- comparison and logic
+
+equal = _binary("equal", "a == b", promotes=False)
+not_equal = _binary("not_equal", "a != b", promotes=False)
+less = _binary("less", "a < b", promotes=False)
+less_equal = _binary("less_equal", "a <= b", promotes=False)
+greater = _binary("greater", "a > b", promotes=False)
+greater_equal = _binary("greater_equal", "a >= b", promotes=False)
+logical_and = _binary("logical_and", "a and b", promotes=False)
+logical_or = _binary("logical_or", "a or b", promotes=False)
+logical_xor = _binary("logical_xor", "Either a or b, not both", promotes=False)
+logical_not = _unary("logical_not", "not x")
+bitwise_and = _binary("bitwise_and", "a & b, bit by bit", promotes=False)
+bitwise_or = _binary("bitwise_or", "a | b, bit by bit", promotes=False)
+bitwise_xor = _binary("bitwise_xor", "a ^ b, bit by bit", promotes=False)
+bitwise_left_shift = _binary("bitwise_left_shift", "The bits of a moved left by b", promotes=False)
+bitwise_right_shift = _binary("bitwise_right_shift", "The bits of a moved right by b", promotes=False)
+bitwise_invert = _unary("bitwise_invert", "~x, bit by bit")
+
+
+@op
+def where(xp, condition, a, b):
+    """a where `condition` (boolean) is true, else b; the three broadcast against each other."""
+    return xp.where(condition, a, b)
+
+
+@where.vjp
+def _(xp, g, _y, condition, _a, _b):
+    return None, (lambda: xp.where(condition, g, 0.0)), (lambda: xp.where(condition, 0.0, g))
+
+
+@op
+def clip(xp, x, min=None, max=None):
+    """x limited to the interval from `min` to `max` (numbers or arrays that broadcast with x; None: no limit)."""
+    return xp.clip(x, min, max)
+
+
+@clip.vjp
+def _(xp, g, _y, x, min, max):
+    def inside() -> Any:
+        mask = True
+        if min is not None:
+            mask = mask & (x >= min)
+        if max is not None:
+            mask = mask & (x <= max)
+        return g * mask
+
+    return inside, (lambda: g * (x < min)), (lambda: g * (x > max))
+
+
+# --- activations
+
+
+@op
+def relu(xp, x):
+    """max(x, 0); NaN stays NaN. Its derivative at 0 is taken to be 0."""
+    return xp.maximum(x, xp.zeros((), dtype=x.dtype))
+
+
+@relu.vjp
+def _(xp, g, y, _x):
+    return g * (y > 0)
+
+
+@op
+def leaky_relu(xp, x, *, negative_slope=0.01):
+    """x where it is positive, else negative_slope * x (Maas, Hannun and Ng, 2013)."""
+    return xp.where(x > 0, x, negative_slope * x)
+
+
+@leaky_relu.vjp
+def _(xp, g, _y, x, *, negative_slope):
+    return xp.where(x > 0, g, negative_slope * g)
+
+
+@op
+def elu(xp, x, *, alpha=1.0):
+    """x where it is positive, else alpha * (exp(x) - 1) (Clevert, Unterthiner and Hochreiter, 2015)."""
+    return xp.where(x > 0, x, alpha * xp.expm1(xp.minimum(x, xp.zeros((), dtype=x.dtype))))
+
+
+@elu.vjp
+def _(xp, g, _y, x, *, alpha):
+    return g * xp.where(x > 0, 1.0, alpha * xp.exp(xp.where(x > 0, 0.0, x)))
+
+
+@op
+def sigmoid(xp, x):
+    """1 / (1 + exp(-x)), computed as (1 + tanh(x / 2)) / 2, which cannot overflow."""
+    if x.dtype.kind in "iub":
+        x = xp.astype(x, default_dtype())
+    return 0.5 * xp.tanh(0.5 * x) + 0.5
+
+
+@sigmoid.vjp
+def _(xp, g, y, _x):
+    return g * (y * (1.0 - y))
+
+
+@op
+def softplus(xp, x, *, beta=1.0):
+    """log(1 + exp(beta * x)) / beta, a smooth relu (Dugas et al., 2001)."""
+    z = beta * x
+    return (xp.maximum(z, xp.zeros((), dtype=x.dtype)) + xp.log1p(xp.exp(-xp.abs(z)))) / beta
+
+
+@softplus.vjp
+def _(xp, g, _y, x, *, beta):
+    return g * sigmoid(beta * x)
+
+
+@op
+def silu(xp, x):
+    """x * sigmoid(x), also called swish (Elfwing, Uchibe and Doya, 2017)."""
+    return x * sigmoid(x)
+
+
+@silu.vjp
+def _(xp, g, _y, x):
+    s = sigmoid(x)
+    return g * (s * (1.0 + x * (1.0 - s)))
+
+
+@op
+def erf(xp, x):
+    """The error function, 2/sqrt(pi) times the integral of exp(-t²) from 0 to x. Relative error: 3e-7 in float32
+    (tanh of an odd polynomial, fitted for this), 1e-15 in float64 (the series 7.1.6 of Abramowitz and Stegun)."""
+    if x.dtype.kind in "iub":
+        x = xp.astype(x, default_dtype())
+    if x.dtype != "float64":
+        z = xp.clip(x, -4.0, 4.0)
+        u = z * z
+        p = u * _ERF[-1] + _ERF[-2]
+        for coefficient in _ERF[-3::-1]:
+            p = p * u + coefficient
+        return xp.tanh(p * z)
+    z = xp.clip(x, -6.0, 6.0)  # beyond, it is 1 to the last bit
+    term = total = z
+    for n in range(1, 150):  # all terms are of one sign; at 6, the last is below 1e-17 of the sum
+        term = term * (z * z) * (2.0 / (2 * n + 1))
+        total = total + term
+    return total * xp.exp(-z * z) * (2.0 / math.sqrt(math.pi))
+
+
+_ERF = (1.12837927, 0.102769055, -0.000191826331, -0.000619790111, 8.76400812e-05, -5.66906446e-06, 1.41895891e-07)
+
+
+@erf.vjp
+def _(xp, g, _y, x):
+    return g * (2.0 / math.sqrt(math.pi)) * xp.exp(-x * x)
+
+
+@op
+def gelu(xp, x, *, approximate="none"):
+    """x * P(X <= x) for a standard normal X (Hendrycks and Gimpel, 2016).
+
+    Args:
+        x: floating-point, any shape.
+        approximate: "none" uses the error function; "tanh" the paper's approximation
+            x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x³))).
+    """
+    if approximate == "tanh":
+        return 0.5 * x * (1.0 + xp.tanh(_TANH_SCALE * (x + 0.044715 * x * x * x)))
+    return x * (0.5 * (1.0 + erf(x * math.sqrt(0.5))))
+
+
+@gelu.vjp
+def _(xp, g, _y, x, *, approximate):
+    if approximate == "tanh":
+        t = xp.tanh(_TANH_SCALE * (x + 0.044715 * x * x * x))
+        return g * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * _TANH_SCALE * (1.0 + 3 * 0.044715 * x * x))
+    density = xp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
+    return g * (0.5 * (1.0 + erf(x * math.sqrt(0.5))) + x * density)
+
+
+_TANH_SCALE = math.sqrt(2.0 / math.pi)

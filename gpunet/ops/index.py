@@ -1,0 +1,179 @@
+"""Reading, writing and finding elements by position."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpunet.backends import backend_of_type
+from gpunet.errors import DTypeError, ShapeError
+from gpunet.ops.op import Traced, op
+from gpunet.ops.shape import expand_dims
+
+
+def raw_key(key: Any) -> Any:
+    """An index expression with its Tensors replaced by their raw arrays."""
+    if isinstance(key, tuple):
+        return tuple(map(raw_key, key))
+    if isinstance(key, Traced):
+        return key.data  # type: ignore[attr-defined]
+    return np.asarray(key) if isinstance(key, list) else key
+
+
+def _selects_once(key: Any) -> bool:
+    """Whether an index expression reads each element at most once: it has no integer arrays."""
+    return not any(getattr(k, "ndim", 0) and k.dtype.kind in "iu" for k in (key if isinstance(key, tuple) else (key,)))
+
+
+@op(view=True)
+def getitem(xp, x, *, key):
+    """x[key], for the index expressions that NumPy knows."""
+    return x[key]
+
+
+@getitem.vjp
+def _(xp, g, _y, _x, *, key):
+    return _scatter(g, key=key, shape=_x.shape)
+
+
+@op
+def _scatter(xp, g, *, key, shape):
+    """Zeros of `shape`, with g added at [key]: what x[key] does to a gradient."""
+    out = xp.zeros(shape, dtype=g.dtype)
+    if _selects_once(key):
+        out[key] = g
+    else:
+        backend_of_type(type(g)).scatter_add(out, key, g)
+    return out
+
+
+@_scatter.vjp
+def _(xp, g, _y, _g, *, key, shape):
+    return getitem(g, key=key)
+
+
+@op
+def setitem(xp, x, value, *, key):
+    """A copy of x with x[key] replaced by `value`, which broadcasts."""
+    y = x.copy()
+    y[key] = value
+    return y
+
+
+def _write(xp: Any, target: Any, value: Any, params: dict[str, Any]) -> None:
+    target[params["key"]] = value
+
+
+setitem.write = _write
+
+
+@setitem.vjp
+def _(xp, g, _y, _x, _value, *, key):
+    return (lambda: setitem(g, 0.0, key=key)), (lambda: getitem(g, key=key))
+
+
+@op
+def take(xp, x, indices, *, axis=None):
+    """The elements at `indices` (integers) along an axis, which may be left out for one-dimensional x.
+
+    Raises:
+        IndexError: an index is out of range (on the CPU; CuPy wraps around).
+    """
+    if axis is None and x.ndim != 1:
+        raise ShapeError(f"take: needs an axis unless x is one-dimensional; x has shape {x.shape}")
+    if indices.dtype.kind not in "iu":
+        raise DTypeError(f"take: indices must be integers, got {indices.dtype}")
+    return xp.take(x, indices, axis=axis)
+
+
+@take.vjp
+def _(xp, g, _y, _x, indices, *, axis):
+    key = (slice(None),) * ((axis or 0) % _x.ndim) + (raw_key(indices),)
+    return _scatter(g, key=key, shape=_x.shape), None
+
+
+@op
+def take_along_axis(xp, x, indices, *, axis=-1):
+    """For each position, the element of x at `indices` (integers, as many axes as x) along `axis`."""
+    return xp.take_along_axis(x, indices, axis=axis)
+
+
+@take_along_axis.vjp
+def _(xp, g, _y, _x, indices, *, axis):
+    return _scatter(g, key=_along(raw_key(indices), _x.shape, axis), shape=_x.shape), None
+
+
+def _along(indices: Any, shape: tuple[int, ...], axis: int) -> tuple[Any, ...]:
+    """The index expression that take_along_axis stands for."""
+    xp = backend_of_type(type(indices)).xp
+    axis %= len(shape)
+    key = []
+    for a, n in enumerate(indices.shape):
+        line = (1,) * a + (-1,) + (1,) * (len(shape) - a - 1)
+        key.append(indices if a == axis else xp.reshape(xp.arange(n, device=indices.device), line))
+    return tuple(key)
+
+
+@op
+def argsort(xp, x, *, axis=-1, descending=False, stable=True):
+    """The indices that put x in order along an axis; equal elements keep theirs."""
+    if descending:
+        x = xp.flip(x, axis=axis)
+        order = xp.flip(xp.argsort(x, axis=axis, stable=True), axis=axis)
+        return x.shape[axis] - 1 - order
+    return xp.argsort(x, axis=axis, stable=True)
+
+
+def sort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Any:
+    """x in ascending (or descending) order along an axis. Differentiable."""
+    return take_along_axis(x, argsort(x, axis=axis, descending=descending), axis=axis)
+
+
+@op
+def searchsorted(xp, x, values, *, side="left"):
+    """Where each of `values` would be inserted into the sorted one-dimensional x to keep it sorted."""
+    return xp.searchsorted(x, values, side=side)
+
+
+@op
+def nonzero(xp, x):
+    """For each axis, the indices of the elements that are not zero, as a tuple of arrays."""
+    return tuple(xp.nonzero(x))
+
+
+@op
+def unique_values(xp, x):
+    """The distinct elements, in ascending order."""
+    return xp.unique_values(x)
+
+
+@op
+def unique_counts(xp, x):
+    """The distinct elements, in ascending order, and how often each occurs."""
+    values, counts = xp.unique_counts(x)
+    return values, counts
+
+
+@op
+def isin(xp, x, values):
+    """For each element of x, whether it is among `values`."""
+    return xp.isin(x, values)
+
+
+@op
+def bincount(xp, x, *, minlength=0):
+    """How often each non-negative integer occurs in the one-dimensional x."""
+    return xp.bincount(x, minlength=minlength)
+
+
+@op
+def one_hot(xp, x, *, num_classes, dtype=None):
+    """For each class index in x, a row of `num_classes` entries: one at the index, zero elsewhere.
+
+    Args:
+        x: integers in [0, num_classes), any shape S.
+        num_classes: length of the new last axis.
+        dtype: of the result; default int64.
+    """
+    return (expand_dims(x, axis=-1) == xp.arange(num_classes, device=x.device)).astype(dtype or "int64")

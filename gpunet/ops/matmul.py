@@ -1,0 +1,174 @@
+"""Products of matrices and vectors, and the fully connected layer's linear map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpunet.errors import ShapeError
+from gpunet.ops.op import op
+from gpunet.ops.shape import expand_dims, matrix_transpose, moveaxis, permute_dims, reshape
+
+
+@op
+def matmul(xp, a, b):
+    """The matrix product over the last two axes, the others broadcast; a one-dimensional array is a row or a column.
+
+    Args:
+        a: (..., M, K) or (K,).
+        b: (..., K, N) or (K,).
+
+    Returns:
+        (..., M, N), without the axis that a one-dimensional argument lacks.
+
+    Raises:
+        ShapeError: the inner dimensions differ.
+    """
+    if not a.ndim or not b.ndim or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
+        raise ShapeError(f"matmul: the inner dimensions of {tuple(a.shape)} and {tuple(b.shape)} differ")
+    return xp.matmul(a, b)
+
+
+@matmul.vjp
+def _(xp, g, _y, a, b):
+    def left() -> Any:
+        if b.ndim == 1:
+            return expand_dims(g, axis=-1) * b if a.ndim > 1 else g * b
+        if a.ndim == 1:
+            return reshape(matmul(expand_dims(g, axis=-2), matrix_transpose(b)), shape=(*g.shape[:-1], a.shape[0]))
+        return matmul(g, matrix_transpose(b))
+
+    def right() -> Any:
+        if a.ndim == 1:
+            return expand_dims(a, axis=-1) * expand_dims(g, axis=-2) if b.ndim > 1 else g * a
+        if b.ndim == 1:
+            columns = matmul(matrix_transpose(a), expand_dims(g, axis=-1))
+            return reshape(columns, shape=columns.shape[:-1])
+        return matmul(matrix_transpose(a), g)
+
+    return left, right
+
+
+@op
+def linear(xp, x, weight, bias=None):
+    """x @ weightᵀ + bias.
+
+    Args:
+        x: (..., in_features).
+        weight: (out_features, in_features).
+        bias: (out_features,), or None.
+
+    Returns:
+        (..., out_features).
+
+    Raises:
+        ShapeError: x does not have in_features columns.
+    """
+    if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
+        raise ShapeError(
+            f"linear: an input of shape (..., {weight.shape[-1]}) was expected by the weight of shape {tuple(weight.shape)}, "
+            f"got {tuple(x.shape)}"
+        )
+    rows = x if x.ndim <= 2 else xp.reshape(x, (-1, x.shape[-1]))  # one product of matrices, not a batch of small ones
+    y = xp.matmul(rows, weight.T)
+    if bias is not None:
+        if bias.dtype == y.dtype:
+            y += bias
+        else:
+            y = y + bias
+    return y if x.ndim <= 2 else xp.reshape(y, (*x.shape[:-1], weight.shape[0]))
+
+
+@linear.vjp
+def _(xp, g, _y, x, weight, _bias):
+    def rows(a: Any) -> Any:
+        return a if a.ndim == 2 else reshape(a, shape=(-1, a.shape[-1]))
+
+    return (
+        lambda: matmul(g, weight),
+        lambda: matmul(matrix_transpose(rows(g)), rows(x)),
+        lambda: xp.sum(rows(g), axis=0),
+    )
+
+
+def vecdot(a: Any, b: Any, /, *, axis: int = -1) -> Any:
+    """The inner product of vectors along an axis, the others broadcast."""
+    a, b = moveaxis(a, source=axis, destination=-1), moveaxis(b, source=axis, destination=-1)
+    product = matmul(expand_dims(a, axis=-2), expand_dims(b, axis=-1))
+    return reshape(product, shape=product.shape[:-2])
+
+
+def tensordot(a: Any, b: Any, /, *, axes: Any = 2) -> Any:
+    """The sum of products over axes of `a` and of `b`.
+
+    Args:
+        a, b: arrays.
+        axes: how many of the last axes of `a` and first axes of `b` to sum over, or a pair of sequences of axes.
+    """
+    if isinstance(axes, int):
+        over_a, over_b = list(range(a.ndim - axes, a.ndim)), list(range(axes))
+    else:
+        over_a, over_b = ([i % n.ndim for i in ax] for ax, n in zip(axes, (a, b)))
+    if len(over_a) != len(over_b) or any(a.shape[i] != b.shape[j] for i, j in zip(over_a, over_b)):
+        raise ShapeError(f"tensordot: axes {axes} of shapes {tuple(a.shape)} and {tuple(b.shape)} do not match")
+    rest_a = [i for i in range(a.ndim) if i not in over_a]
+    rest_b = [i for i in range(b.ndim) if i not in over_b]
+    k = 1
+    for i in over_a:
+        k *= a.shape[i]
+    m = [a.shape[i] for i in rest_a]
+    n = [b.shape[i] for i in rest_b]
+    size_m = size_n = 1
+    for length in m:
+        size_m *= length
+    for length in n:
+        size_n *= length
+    left = reshape(permute_dims(a, axes=tuple(rest_a + over_a)), shape=(size_m, k))
+    right = reshape(permute_dims(b, axes=tuple(over_b + rest_b)), shape=(k, size_n))
+    return reshape(matmul(left, right), shape=(*m, *n))
+
+
+@op
+def _einsum(xp, *arrays, subscripts):
+    return xp.einsum(subscripts, *arrays, optimize=len(arrays) > 2)
+
+
+@_einsum.vjp
+def _(xp, g, _y, *arrays, subscripts):
+    terms, result = subscripts.split("->")
+    names = terms.split(",")
+
+    def gradient(i: int) -> Any:
+        # d/dx_i of a product of the others with g: letters that stand in none of these were summed, so they broadcast
+        others = [names[j] for j in range(len(names)) if j != i]
+        have = set(result).union(*others)
+        kept = "".join(c for c in names[i] if c in have)
+        rest = [arrays[j] for j in range(len(names)) if j != i]
+        part = einsum(",".join([result, *others]) + "->" + kept, g, *rest)
+        lengths = tuple(n if c in have else 1 for c, n in zip(names[i], arrays[i].shape))
+        part = reshape(part, shape=lengths)
+        return part * xp.ones_like(arrays[i]) if 1 in lengths else part
+
+    return tuple((lambda i=i: gradient(i)) for i in range(len(arrays)))
+
+
+def einsum(subscripts: str, /, *operands: Any) -> Any:
+    """Einstein's summation convention: `einsum("bik,bkj->bij", a, b)`. Differentiable.
+
+    Args:
+        subscripts: letters for the axes of each operand, separated by commas, and after "->" those of the result;
+            without "->" the result has the letters that occur once, in alphabetical order.
+        operands: arrays.
+
+    Raises:
+        ValueError: an ellipsis, or a letter twice in one operand, which are not supported.
+    """
+    subscripts = subscripts.replace(" ", "")
+    if "." in subscripts:
+        raise ValueError(f"einsum: an ellipsis is not supported, in {subscripts!r}; name every axis")
+    if "->" not in subscripts:
+        letters = subscripts.replace(",", "")
+        subscripts += "->" + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    for term in subscripts.split("->")[0].split(","):
+        if len(set(term)) != len(term):
+            raise ValueError(f"einsum: a letter stands twice in {term!r}; take the diagonal first")
+    return _einsum(*operands, subscripts=subscripts)

@@ -1,0 +1,87 @@
+"""Normalization: each group of elements shifted to mean 0 and scaled to variance 1, then scaled and shifted as learned."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from gpunet.errors import ShapeError
+from gpunet.ops.op import Traced, op
+
+
+def _moments(xp: Any, x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
+    """The mean of x over `axes` and its (biased) variance, the axes kept; computed in two passes, which loses nothing."""
+    mean = xp.mean(x, axis=axes, keepdims=True)
+    centred = x - mean
+    return mean, xp.mean(centred * centred, axis=axes, keepdims=True)
+
+
+@op
+def moments(xp, x, *, axes):
+    """The mean and the biased variance of x over `axes`, which are kept with length one. Not differentiable."""
+    return _moments(xp, x, axes)
+
+
+@op
+def normalize(xp, x, weight=None, bias=None, *, axes, eps, statistics=None):
+    """(x - mean) / sqrt(variance + eps) * weight + bias, with mean and biased variance of x over `axes`.
+
+    Batch normalization (Ioffe and Szegedy, 2015) takes them over all axes but the channels', layer normalization (Ba,
+    Kiros and Hinton, 2016) over the last ones.
+
+    Args:
+        x: floating-point, any shape.
+        weight, bias: of shapes that broadcast with x, or None for 1 and 0.
+        axes: the axes that the statistics are taken over.
+        eps: added to the variance.
+        statistics: (mean, variance) as `moments(x, axes=axes)` gives them, if they are known already.
+    """
+    mean, variance = statistics or _moments(xp, x, axes)
+    y = x - mean
+    y *= 1.0 / xp.sqrt(variance + eps)
+    if weight is not None:
+        y *= weight
+    if bias is not None:
+        y += bias
+    return y
+
+
+@normalize.vjp
+def _(xp, g, _y, x, weight, _bias, *, axes, eps, statistics):
+    if statistics is None or isinstance(g, Traced):  # to be differentiated again, they must be functions of x
+        statistics = _moments(xp, x, axes)
+    mean, variance = statistics
+    scale = 1.0 / xp.sqrt(variance + eps)
+    n = prod(x.shape[a] for a in axes)
+    hat = (x - mean) * scale
+    gw = g if weight is None else g * weight
+
+    def to_input() -> Any:
+        shared = xp.sum(gw, axis=axes, keepdims=True) + hat * xp.sum(gw * hat, axis=axes, keepdims=True)
+        return (gw - shared * (1.0 / n)) * scale
+
+    return to_input, (lambda: g * hat), (lambda: g)
+
+
+def batch_norm(x: Any, weight: Any, bias: Any, *, eps: float, statistics: Any) -> Any:
+    """`normalize` of x (N, C, *) over all axes but the channels', with weight and bias (C,) or None."""
+    axes = (0, *range(2, x.ndim))
+    return normalize(x, _along_channels(weight, x), _along_channels(bias, x), axes=axes, eps=eps, statistics=statistics)
+
+
+def _along_channels(p: Any, x: Any) -> Any:
+    return None if p is None or x.ndim == 2 else p.reshape((p.shape[0],) + (1,) * (x.ndim - 2))
+
+
+def layer_norm(x: Any, normalized_shape: tuple[int, ...], weight: Any, bias: Any, *, eps: float) -> Any:
+    """`normalize` of x (*, *normalized_shape) over its last axes, with weight and bias of that shape or None.
+
+    Raises:
+        ShapeError: x does not end in normalized_shape.
+    """
+    k = len(normalized_shape)
+    if tuple(x.shape[x.ndim - k :]) != tuple(normalized_shape):
+        raise ShapeError(
+            f"layer_norm: expected an input of shape (..., {', '.join(map(str, normalized_shape))}), got {x.shape}"
+        )
+    return normalize(x, weight, bias, axes=tuple(range(x.ndim - k, x.ndim)), eps=eps)

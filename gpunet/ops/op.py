@@ -1,0 +1,218 @@
+"""`op`: how an operation is declared, once, for every device.
+
+    @op
+    def softmax(xp, x, *, axis=-1):                    # the reference: NumPy and CuPy both run it as it is
+        e = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
+        return e / xp.sum(e, axis=axis, keepdims=True)
+
+    @softmax.vjp
+    def _(xp, g, y, _x, *, axis):                      # gradient with respect to x, given g, that of y
+        return y * (g - xp.sum(g * y, axis=axis, keepdims=True))
+
+    @softmax.kernel("softmax", when=rows_are_contiguous)
+    def _(launch, x, *, axis): ...                     # allocate the output, choose grid and tile, launch
+
+The positional parameters after `xp` are the arrays, the keyword-only ones are the op's other parameters (a caller may
+give these by position too, after the arrays). Called with raw arrays, an op returns raw arrays. Called with Tensors it
+returns Tensors and, where gradients are wanted, records one node on the tape.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, update_wrapper
+from typing import Any, NamedTuple
+
+from gpunet.backends import Backend, backend_of_type
+from gpunet.errors import DeviceError, DTypeError
+
+
+class Traced:
+    """Base of Tensor: an object that an op hands to the tape instead of running on it directly."""
+
+    __slots__ = ()
+
+
+class Kernel(NamedTuple):
+    """A kernel candidate: `launch` is used where `when` holds."""
+
+    name: str
+    when: Callable[..., bool]
+    launch: Callable[..., Any]
+
+
+class _Mode(threading.local):
+    kernels = "auto"
+
+
+_mode = _Mode()
+
+
+@contextmanager
+def kernels(mode: str) -> Iterator[None]:
+    """Choose whether ops may use gpunet's own kernels, within a `with` block and this thread.
+
+    Args:
+        mode: "off" runs every op's reference; "auto" runs the first kernel candidate that applies; "force" raises
+            DeviceError where no candidate of an op that has kernels applies.
+    """
+    if mode not in ("off", "auto", "force"):
+        raise ValueError(f'kernels: expected "off", "auto" or "force", got {mode!r}')
+    before, _mode.kernels = _mode.kernels, mode
+    try:
+        yield
+    finally:
+        _mode.kernels = before
+
+
+class Op:
+    """An operation: its reference, its derivative, its kernel candidates. Made by `op`; see the module's docstring."""
+
+    # Set by gpunet.autograd, which stands on the floor above: runs an op on Tensors and records it.
+    record: Callable[[Op, tuple[Any, ...], dict[str, Any]], Any]
+
+    def __init__(
+        self, reference: Callable[..., Any], *, view: bool = False, promotes: bool = False, direct: bool = False
+    ) -> None:
+        self.reference = reference
+        self.direct = direct
+        self.name = reference.__name__.lstrip("_")
+        self.view = view
+        self.promotes = promotes
+        parameters = list(inspect.signature(reference).parameters.values())[1:]
+        arrays = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        self.variadic = any(p.kind is p.VAR_POSITIONAL for p in arrays)
+        self.arity = len(arrays)
+        self.param_names = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+        self.defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+        self.derivative: Callable[..., Any] | None = None
+        self.keeps_output = False
+        self.keeps: tuple[bool, ...] = ()  # for each input: whether the derivative needs its value
+        self.keeps_all = self.keeps_none = False
+        self.kernels: list[Kernel] = []
+        self.implementations: dict[type, Callable[..., Any]] = {}
+        update_wrapper(self, reference)
+        self.__signature__ = inspect.Signature(parameters)
+
+    def __call__(self, *args: Any, **params: Any) -> Any:
+        if len(args) > self.arity and not self.variadic:
+            args, params = self._bind(args, params)
+        for a in args:
+            if isinstance(a, Traced):
+                return Op.record(self, args, params)
+        return self.run(args, params)
+
+    def run(self, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
+        """Run on raw arrays."""
+        for a in args:
+            if hasattr(a, "dtype"):
+                return self.implementation(type(a))(*args, **params)
+        raise DTypeError(
+            f"{self.name}: expected at least one Tensor or array, got {', '.join(type(a).__name__ for a in args)}"
+        )
+
+    def implementation(self, kind: type) -> Callable[..., Any]:
+        """What runs this op on raw arrays of class `kind`."""
+        run = self.implementations.get(kind)
+        if run is None:
+            run = self.implementations[kind] = self._implement(backend_of_type(kind))
+        return run
+
+    def vjp(self, derivative: Callable[..., Any]) -> Callable[..., Any]:
+        """Declare the vector-Jacobian product: `derivative(xp, g, y, *inputs, **params)`.
+
+        It returns one entry for each input (no tuple where there is one input): an array, None where there is no
+        derivative, or a function of no arguments that computes it and is called only if that input wants a gradient.
+        An entry may have the shape that its input broadcasts to; the tape sums it down.
+
+        A parameter named with a leading underscore says that the value is not needed: it is not kept in memory, and
+        what arrives has only `shape`, `ndim` and `dtype`. The body must be written in Array API words and ops: it also
+        runs on Tensors, which is how higher derivatives come about.
+        """
+        _xp, _g, y, *inputs = [
+            p for p in inspect.signature(derivative).parameters.values() if p.kind is not p.KEYWORD_ONLY
+        ]
+        self.derivative = derivative
+        self.keeps_output = not y.name.startswith("_")
+        self.keeps = tuple(not p.name.startswith("_") for p in inputs)
+        self.keeps_all = all(self.keeps)
+        self.keeps_none = not any(self.keeps)
+        return derivative
+
+    def kernel(
+        self, name: str, *, when: Callable[..., bool] = lambda *args, **params: True
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Declare a kernel candidate: `launch(launcher(name), *arrays, **params)`, used where `when(*arrays, **params)`.
+
+        Candidates are tried in the order of their declaration.
+        """
+
+        def declare(launch: Callable[..., Any]) -> Callable[..., Any]:
+            self.kernels.append(Kernel(name, when, launch))
+            self.implementations.clear()
+            return launch
+
+        return declare
+
+    def write(self, xp: Any, target: Any, other: Any, params: dict[str, Any]) -> None:
+        """Replace the elements of the raw array `target` by those of op(target, other)."""
+        if self.direct:
+            getattr(xp, self.name)(target, other, out=target)
+        else:
+            target[...] = self.run((target, other), params)
+
+    def _implement(self, backend: Backend) -> Callable[..., Any]:
+        reference = getattr(backend.xp, self.name) if self.direct else partial(self.reference, backend.xp)
+        reference = backend.implement(reference)
+        launcher = backend.launcher
+        if launcher is None or not self.kernels:
+            return reference
+        candidates = [(k.when, backend.implement(partial(k.launch, launcher(k.name)))) for k in self.kernels]
+
+        def dispatch(*args: Any, **params: Any) -> Any:
+            if _mode.kernels != "off":
+                for when, launch in candidates:
+                    if when(*args, **self.defaults | params):
+                        return launch(*args, **self.defaults | params)
+                if _mode.kernels == "force":
+                    raise DeviceError(f"{self.name}: none of its kernels applies to {describe(args)}, {params}")
+            return reference(*args, **params)
+
+        return dispatch
+
+    def _bind(self, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        extra = args[self.arity :]
+        if len(extra) > len(self.param_names):
+            raise TypeError(
+                f"{self.name}: takes at most {self.arity + len(self.param_names)} arguments, got {len(args)}"
+            )
+        for name, value in zip(self.param_names, extra):
+            if name in params:
+                raise TypeError(f"{self.name}: got two values for {name!r}")
+            params[name] = value
+        return args[: self.arity], params
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}{self.__signature__}>"
+
+
+def op(reference: Callable[..., Any] | None = None, **flags: bool) -> Any:
+    """Declare an op by its reference, a function of (xp, arrays…, *, parameters…); see the module's docstring.
+
+    Args:
+        view: its result may share memory with its first input.
+        direct: the array library's function of the same name is the reference.
+        promotes: an integer array that meets a Python float becomes an array of the default floating-point type.
+    """
+    if reference is None:
+        return partial(op, **flags)
+    return Op(reference, **flags)
+
+
+def describe(args: tuple[Any, ...]) -> str:
+    """Shapes and dtypes of an op's arguments, for error messages: "(3, 4) float32 and (5,) float32"."""
+    words = [f"{tuple(a.shape)} {a.dtype}" if hasattr(a, "dtype") else repr(a) for a in args if a is not None]
+    return " and ".join(words) if len(words) < 3 else ", ".join(words[:-1]) + " and " + words[-1]

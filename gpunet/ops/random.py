@@ -1,0 +1,91 @@
+"""Random numbers from a counter: Philox4x64-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as
+1, 2, 3", 2011).
+
+A draw is named by (seed, stream, offset) and needs no state: block i of a draw is the Philox function of the counter
+(offset + 1 + i, *stream) under the key (seed, 0), 256 bits that serve as four 64-bit or eight 32-bit numbers, low halves
+first. So any device can compute any part of it, and all devices get the same numbers. Here NumPy computes them, also for
+arrays that then move to a GPU.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpunet.backends import Device, backend_of_type, get_backend
+from gpunet.ops.op import op
+
+
+class Key(NamedTuple):
+    """What names a draw: the seed, the stream (three words below 2**64), and how many blocks of it came before."""
+
+    seed: int
+    stream: tuple[int, int, int]
+    offset: int
+
+
+def _bits(key: Key) -> np.random.Generator:
+    bits = np.random.Philox(counter=[key.offset % 2**64, *key.stream], key=[key.seed % 2**64, 0])
+    return np.random.Generator(bits)
+
+
+def blocks(shape: tuple[int, ...], kind: str) -> int:
+    """How many 256-bit blocks a draw of `shape` takes: eight float32 or four of anything else to a block."""
+    n = prod(shape)
+    return -(-n // (8 if kind == "float32" else 4))
+
+
+def host_uniform(key: Key, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Uniform in [0, 1): float64 with 53 random bits, float32 with 24, float16 with 11; in C order."""
+    dtype = np.dtype(dtype)
+    if dtype == "float64":
+        return _bits(key).random(shape)
+    u = _bits(key).random(shape, dtype=np.float32)
+    return u if dtype == "float32" else (np.floor(u * 2048) / 2048).astype(dtype)
+
+
+def host_normal(key: Key, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal, float64, by the transform of Box and Muller (1958): each pair of uniforms gives a pair."""
+    n = prod(shape)
+    u = _bits(key).random((-(-n // 2), 2))
+    radius = np.sqrt(-2.0 * np.log1p(-u[:, 0]))
+    angle = (2.0 * np.pi) * u[:, 1]
+    z = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return z.reshape(-1)[:n].reshape(shape)
+
+
+def host_integers(key: Key, shape: tuple[int, ...], low: int, high: int) -> np.ndarray:
+    """Integers from `low` up to but not including `high`, int64, each from the 53 bits of a float64."""
+    return low + np.floor(host_uniform(key, shape, "float64") * (high - low)).astype(np.int64)
+
+
+def host_permutation(key: Key, n: int) -> np.ndarray:
+    """The numbers from 0 to n - 1 in random order: the order of n random keys."""
+    return np.argsort(host_uniform(key, (n,), "float64"), kind="stable")
+
+
+def place(array: np.ndarray, dtype: Any, device: Device) -> Any:
+    """What was drawn, as a raw array of `dtype` on `device`."""
+    return get_backend(device).from_numpy(np.asarray(array, dtype=dtype), device)
+
+
+@op
+def dropout(xp, x, *, p, key):
+    """Each element set to zero with probability p, the others divided by 1 - p (Srivastava et al., 2014).
+
+    Args:
+        x: floating-point, any shape.
+        p: in [0, 1).
+        key: names the draw of the mask, which is float32 whatever the dtype of x. It is drawn again for the gradient
+            instead of being kept.
+    """
+    backend = backend_of_type(type(x))
+    keep = backend.from_numpy(host_uniform(key, x.shape, "float32") >= p, backend.device_of(x))
+    return x * keep * (1.0 / (1.0 - p))
+
+
+@dropout.vjp
+def _(xp, g, _y, _x, *, p, key):
+    return dropout(g, p=p, key=key)

@@ -1,0 +1,218 @@
+"""Over some or all axes: sums, means, extremes, and their positions.
+
+`axis` is an int, a tuple of ints, or None for all axes; with `keepdims` the reduced axes stay, with length one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpunet.dtypes import default_dtype
+from gpunet.errors import GradientError, ShapeError
+from gpunet.ops.op import op
+from gpunet.ops.shape import broadcast_to, expand_dims, flip
+
+
+def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    """`axis` as a tuple of non-negative ints."""
+    if axis is None:
+        return tuple(range(ndim))
+    return tuple(a % ndim for a in ((axis,) if isinstance(axis, int) else axis))
+
+
+def _expand(y: Any, x: Any, axis: Any, keepdims: bool) -> Any:
+    """`y`, a reduction of `x`, with the reduced axes put back with length one."""
+    if keepdims or not x.ndim:
+        return y
+    return expand_dims(y, axis=_axes(axis, x.ndim))
+
+
+def _length(x: Any, axis: Any) -> int:
+    n = 1
+    for a in _axes(axis, x.ndim):
+        n *= x.shape[a]
+    return n
+
+
+def _wide(x: Any, dtype: Any) -> Any:
+    """The type to add up in: float32 for float16, whose sums would lose most of their digits."""
+    return "float32" if dtype is None and x.dtype == "float16" else dtype
+
+
+@op
+def sum(xp, x, *, axis=None, dtype=None, keepdims=False):
+    """The sum of the elements. float16 is added up in float32."""
+    y = xp.sum(x, axis=axis, dtype=_wide(x, dtype), keepdims=keepdims)
+    return xp.astype(xp.asarray(y), x.dtype) if dtype is None and x.dtype == "float16" else y
+
+
+@sum.vjp
+def _(xp, g, _y, _x, *, axis, dtype, keepdims):
+    return broadcast_to(_expand(g, _x, axis, keepdims), shape=_x.shape)
+
+
+@op
+def mean(xp, x, *, axis=None, keepdims=False):
+    """The arithmetic mean of the elements; of integers, in the default floating-point type."""
+    if x.dtype.kind in "iub":
+        return xp.mean(xp.astype(x, default_dtype()), axis=axis, keepdims=keepdims)
+    return xp.mean(x, axis=axis, keepdims=keepdims)
+
+
+@mean.vjp
+def _(xp, g, _y, _x, *, axis, keepdims):
+    scale = 1.0 / (_length(_x, axis) or 1)
+    return broadcast_to(_expand(g, _x, axis, keepdims) * scale, shape=_x.shape)
+
+
+@op
+def var(xp, x, *, axis=None, correction=0.0, keepdims=False):
+    """The variance: the squared distances from the mean, added up and divided by n - correction."""
+    return xp.var(x, axis=axis, correction=correction, keepdims=keepdims)
+
+
+@var.vjp
+def _(xp, g, _y, x, *, axis, correction, keepdims):
+    centred = x - mean(x, axis=axis, keepdims=True)
+    return _expand(g, x, axis, keepdims) * centred * (2.0 / (_length(x, axis) - correction))
+
+
+@op
+def std(xp, x, *, axis=None, correction=0.0, keepdims=False):
+    """The standard deviation: the square root of the variance."""
+    return xp.std(x, axis=axis, correction=correction, keepdims=keepdims)
+
+
+@std.vjp
+def _(xp, g, y, x, *, axis, correction, keepdims):
+    centred = x - mean(x, axis=axis, keepdims=True)
+    scale = _expand(g, x, axis, keepdims) / _expand(y, x, axis, keepdims)
+    return scale * centred * (1.0 / (_length(x, axis) - correction))
+
+
+def _extreme_vjp(xp: Any, g: Any, y: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
+    """The gradient goes to the extreme element; where several are equal, they share it evenly."""
+    hits = (x == _expand(y, x, axis, keepdims)) * 1.0
+    if hits.dtype != x.dtype:
+        hits = xp.astype(hits, x.dtype)
+    return _expand(g, x, axis, keepdims) * hits / xp.sum(hits, axis=axis, keepdims=True)
+
+
+@op
+def max(xp, x, *, axis=None, keepdims=False):
+    """The largest element; NaN if there is one. Equal ones share the gradient evenly."""
+    return xp.max(x, axis=axis, keepdims=keepdims)
+
+
+@op
+def min(xp, x, *, axis=None, keepdims=False):
+    """The smallest element; NaN if there is one. Equal ones share the gradient evenly."""
+    return xp.min(x, axis=axis, keepdims=keepdims)
+
+
+max.vjp(_extreme_vjp)
+min.vjp(_extreme_vjp)
+
+
+@op
+def prod(xp, x, *, axis=None, dtype=None, keepdims=False):
+    """The product of the elements."""
+    return xp.prod(x, axis=axis, dtype=dtype, keepdims=keepdims)
+
+
+@prod.vjp
+def _(xp, g, y, x, *, axis, dtype, keepdims):
+    g, y = _expand(g, x, axis, keepdims), _expand(y, x, axis, keepdims)
+    if not bool(xp.any(x == 0)):
+        return g * y / x
+    # With zeros, dividing y by x loses what the others multiply to: form each product of the others.
+    axes = _axes(axis, x.ndim)
+    rest = [a for a in range(x.ndim) if a not in axes]
+    rows = xp.permute_dims(x, axes=tuple(rest) + axes)
+    kept = rows.shape[: len(rest)]
+    n = _length(x, axis)
+    rows = xp.reshape(rows, shape=(*kept, 1, n))
+    others = prod(xp.where(xp.eye(n, dtype=xp.bool), 1.0, rows), axis=-1)
+    others = xp.reshape(others, shape=kept + tuple(x.shape[a] for a in axes))
+    order = tuple(rest) + axes
+    return g * xp.permute_dims(others, axes=tuple(order.index(a) for a in range(x.ndim)))
+
+
+@op
+def all(xp, x, *, axis=None, keepdims=False):
+    """Whether all elements are true."""
+    return xp.all(x, axis=axis, keepdims=keepdims)
+
+
+@op
+def any(xp, x, *, axis=None, keepdims=False):
+    """Whether some element is true."""
+    return xp.any(x, axis=axis, keepdims=keepdims)
+
+
+@op
+def count_nonzero(xp, x, *, axis=None, keepdims=False):
+    """How many elements are not zero."""
+    return xp.sum(x != 0, axis=axis, keepdims=keepdims)
+
+
+@op
+def argmax(xp, x, *, axis=None, keepdims=False):
+    """The index (int64) of the first largest element; without `axis`, in the flattened array."""
+    return xp.argmax(x, axis=axis, keepdims=keepdims)
+
+
+@op
+def argmin(xp, x, *, axis=None, keepdims=False):
+    """The index (int64) of the first smallest element; without `axis`, in the flattened array."""
+    return xp.argmin(x, axis=axis, keepdims=keepdims)
+
+
+@op
+def cumulative_sum(xp, x, *, axis=None, include_initial=False):
+    """Running sums along `axis`, which may be left out for one-dimensional x; `include_initial` puts a zero first."""
+    return _running(xp, x, axis, include_initial, "cumsum", xp.zeros)
+
+
+@cumulative_sum.vjp
+def _(xp, g, _y, _x, *, axis, include_initial):
+    axis = _only_axis(_x, axis)
+    if include_initial:
+        g = g[(slice(None),) * axis + (slice(1, None),)]
+    return flip(cumulative_sum(flip(g, axis=axis), axis=axis), axis=axis)
+
+
+@op
+def cumulative_prod(xp, x, *, axis=None, include_initial=False):
+    """Running products along `axis`, which may be left out for one-dimensional x; `include_initial` puts a one first."""
+    return _running(xp, x, axis, include_initial, "cumprod", xp.ones)
+
+
+@cumulative_prod.vjp
+def _(xp, g, y, x, *, axis, include_initial):
+    if bool(xp.any(x == 0)):
+        raise GradientError("cumulative_prod: its derivative is not available where an element is zero")
+    axis = _only_axis(x, axis)
+    gy = g * y
+    if include_initial:
+        gy = gy[(slice(None),) * axis + (slice(1, None),)]
+    return flip(cumulative_sum(flip(gy, axis=axis), axis=axis), axis=axis) / x
+
+
+def _only_axis(x: Any, axis: int | None) -> int:
+    if axis is None:
+        if x.ndim != 1:
+            raise ShapeError(
+                f"a running sum or product needs an axis unless x is one-dimensional; x has shape {x.shape}"
+            )
+        return 0
+    return axis % x.ndim
+
+
+def _running(xp: Any, x: Any, axis: int | None, include_initial: bool, name: str, initial: Any) -> Any:
+    axis = _only_axis(x, axis)
+    y = getattr(xp, name)(x, axis=axis)  # NumPy 2.0 does not have the standard's names for these yet
+    if include_initial:
+        first = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+        y = xp.concat([initial(first, dtype=y.dtype), y], axis=axis)
+    return y

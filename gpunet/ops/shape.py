@@ -1,0 +1,344 @@
+"""The same elements otherwise arranged, joined, repeated, padded, converted or moved to another device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpunet.backends import Device, backend_of_type, get_backend
+from gpunet.errors import ShapeError
+from gpunet.ops.op import op
+
+
+@op(view=True)
+def reshape(xp, x, *, shape, copy=None):
+    """The elements, in C order, in another shape; one entry of `shape` may be -1, to be worked out."""
+    return xp.reshape(x, (shape,) if isinstance(shape, int) else tuple(shape), copy=copy)
+
+
+@reshape.vjp
+def _(xp, g, _y, _x, *, shape, copy):
+    return reshape(g, shape=_x.shape)
+
+
+@op(view=True)
+def permute_dims(xp, x, *, axes):
+    """The axes in another order: axis i of the result is axis axes[i] of x."""
+    return xp.permute_dims(x, tuple(axes))
+
+
+@permute_dims.vjp
+def _(xp, g, _y, _x, *, axes):
+    inverse = [0] * len(axes)
+    for i, a in enumerate(axes):
+        inverse[a] = i
+    return permute_dims(g, axes=tuple(inverse))
+
+
+@op(view=True)
+def matrix_transpose(xp, x):
+    """The last two axes exchanged."""
+    return xp.matrix_transpose(x)
+
+
+@matrix_transpose.vjp
+def _(xp, g, _y, _x):
+    return matrix_transpose(g)
+
+
+@op(view=True)
+def moveaxis(xp, x, *, source, destination):
+    """Axis (or axes) `source` moved to position `destination`, the others in their order."""
+    return xp.moveaxis(x, source, destination)
+
+
+@moveaxis.vjp
+def _(xp, g, _y, _x, *, source, destination):
+    return moveaxis(g, source=destination, destination=source)
+
+
+@op(view=True)
+def expand_dims(xp, x, *, axis=0):
+    """With axes of length one inserted, so that they are at position(s) `axis` of the result."""
+    if isinstance(axis, int):
+        return xp.expand_dims(x, axis=axis)
+    ndim = x.ndim + len(axis)
+    places = {a % ndim for a in axis}
+    lengths = iter(x.shape)
+    return xp.reshape(x, tuple(1 if i in places else next(lengths) for i in range(ndim)))
+
+
+@expand_dims.vjp
+def _(xp, g, _y, _x, *, axis):
+    return reshape(g, shape=_x.shape)
+
+
+@op(view=True)
+def squeeze(xp, x, *, axis):
+    """Without the axes `axis`, each of length one."""
+    for a in (axis,) if isinstance(axis, int) else axis:
+        if x.shape[a] != 1:
+            raise ShapeError(f"squeeze: axis {a} of shape {x.shape} is not of length one")
+    return xp.squeeze(x, axis=axis)
+
+
+@squeeze.vjp
+def _(xp, g, _y, _x, *, axis):
+    return reshape(g, shape=_x.shape)
+
+
+@op(view=True)
+def broadcast_to(xp, x, *, shape):
+    """Repeated, without a copy, to a larger shape."""
+    return xp.broadcast_to(x, tuple(shape))
+
+
+@broadcast_to.vjp
+def _(xp, g, _y, _x, *, shape):
+    return g  # the tape sums it down to the shape of x
+
+
+@op
+def _concat(xp, *arrays, axis=0):
+    if axis is None:
+        return xp.concat([xp.reshape(a, (-1,)) for a in arrays], axis=0)
+    return xp.concat(arrays, axis=axis)
+
+
+@_concat.vjp
+def _(xp, g, _y, *_arrays, axis):
+    ndim = _arrays[0].ndim
+    parts = []
+    start = 0
+    for a in _arrays:
+        if axis is None:
+            n = 1
+            for length in a.shape:
+                n *= length
+            parts.append(reshape(g[start : start + n], shape=a.shape))
+        else:
+            n = a.shape[axis]
+            parts.append(g[(slice(None),) * (axis % ndim) + (slice(start, start + n),)])
+        start += n
+    return tuple(parts)
+
+
+def concat(arrays: Any, /, *, axis: int | None = 0) -> Any:
+    """Arrays joined along an existing axis; axis=None joins them flattened."""
+    return _concat(*_several("concat", arrays), axis=axis)
+
+
+def stack(arrays: Any, /, *, axis: int = 0) -> Any:
+    """Arrays of one shape joined along a new axis."""
+    arrays = _several("stack", arrays)
+    shapes = {tuple(a.shape) for a in arrays}
+    if len(shapes) > 1:
+        raise ShapeError(f"stack: the arrays must have one shape, got {', '.join(map(str, sorted(shapes)))}")
+    return _concat(*(expand_dims(a, axis=axis) for a in arrays), axis=axis)
+
+
+def _several(name: str, arrays: Any) -> list[Any]:
+    arrays = list(arrays)
+    if not arrays:
+        raise ValueError(f"{name}: expected at least one array")
+    return arrays
+
+
+def unstack(x: Any, /, *, axis: int = 0) -> tuple[Any, ...]:
+    """The slices of x along an axis, as a tuple."""
+    before = (slice(None),) * (axis % x.ndim)
+    return tuple(x[(*before, i)] for i in range(x.shape[axis]))
+
+
+def split(x: Any, /, indices_or_sections: Any, axis: int = 0) -> tuple[Any, ...]:
+    """x cut along an axis, into equal sections or before the given indices.
+
+    Raises:
+        ShapeError: the axis does not divide into that many sections.
+    """
+    n = x.shape[axis]
+    if isinstance(indices_or_sections, int):
+        if n % indices_or_sections:
+            raise ShapeError(f"split: an axis of length {n} does not divide into {indices_or_sections} equal sections")
+        step = n // indices_or_sections
+        cuts = list(range(0, n + 1, step)) if step else [0] * (indices_or_sections + 1)
+    else:
+        cuts = [0, *indices_or_sections, n]
+    before = (slice(None),) * (axis % x.ndim)
+    return tuple(x[(*before, slice(a, b))] for a, b in zip(cuts, cuts[1:]))
+
+
+@op(view=True)
+def flip(xp, x, *, axis=None):
+    """In reverse order along the given axes, or all."""
+    return xp.flip(x, axis=axis)
+
+
+@flip.vjp
+def _(xp, g, _y, _x, *, axis):
+    return flip(g, axis=axis)
+
+
+@op
+def roll(xp, x, *, shift, axis=None):
+    """Moved by `shift` places along an axis; what leaves at one end enters at the other."""
+    return xp.roll(x, shift, axis=axis)
+
+
+@roll.vjp
+def _(xp, g, _y, _x, *, shift, axis):
+    back = tuple(-s for s in shift) if isinstance(shift, tuple) else -shift
+    return roll(g, shift=back, axis=axis)
+
+
+@op
+def repeat(xp, x, *, repeats, axis=None):
+    """Each element `repeats` times, along an axis, or of the flattened array."""
+    return xp.repeat(x, repeats, axis=axis)
+
+
+@repeat.vjp
+def _(xp, g, _y, _x, *, repeats, axis):
+    if isinstance(repeats, int):
+        if axis is None:
+            return reshape(xp.sum(reshape(g, shape=(-1, repeats)), axis=1), shape=_x.shape)
+        axis %= _x.ndim
+        grouped = (*_x.shape[: axis + 1], repeats, *_x.shape[axis + 1 :])
+        return xp.sum(reshape(g, shape=grouped), axis=axis + 1)
+    ends = [int(e) for e in repeats]
+    pieces = []
+    start = 0
+    before = () if axis is None else (slice(None),) * (axis % _x.ndim)
+    for n in ends:
+        pieces.append(xp.sum(g[(*before, slice(start, start + n))], axis=len(before)))
+        start += n
+    return reshape(stack(pieces, axis=len(before)), shape=_x.shape)
+
+
+@op
+def tile(xp, x, *, repetitions):
+    """x as a whole repeated along each axis."""
+    return xp.tile(x, tuple(repetitions))
+
+
+@tile.vjp
+def _(xp, g, _y, _x, *, repetitions):
+    ndim = max(len(repetitions), _x.ndim)
+    times = (1,) * (ndim - len(repetitions)) + tuple(repetitions)
+    lengths = (1,) * (ndim - _x.ndim) + tuple(_x.shape)
+    pairs = [n for pair in zip(times, lengths) for n in pair]
+    return reshape(xp.sum(reshape(g, shape=tuple(pairs)), axis=tuple(range(0, 2 * ndim, 2))), shape=_x.shape)
+
+
+@op
+def pad(xp, x, *, pad_width, mode="constant", constant_values=0):
+    """With more elements around: NumPy's `pad`.
+
+    Args:
+        x: any shape.
+        pad_width: for each axis, (how many before, how many after); one pair, or one int, stands for all axes.
+        mode: "constant", "reflect", "edge" or "wrap".
+        constant_values: the value of mode "constant".
+    """
+    widths = _pairs(pad_width, x.ndim)
+    if mode == "constant":
+        out = xp.full(tuple(n + a + b for n, (a, b) in zip(x.shape, widths)), constant_values, dtype=x.dtype)
+        out[tuple(slice(a, a + n) for n, (a, b) in zip(x.shape, widths))] = x
+        return out
+    return xp.pad(x, widths, mode=mode)
+
+
+@pad.vjp
+def _(xp, g, _y, _x, *, pad_width, mode, constant_values):
+    widths = _pairs(pad_width, _x.ndim)
+    if mode == "constant":
+        return g[tuple(slice(a, a + n) for n, (a, b) in zip(_x.shape, widths))]
+    for axis, (n, (a, b)) in enumerate(zip(_x.shape, widths)):
+        g = _fold(xp, g, axis, n, a, b, mode)
+    return g
+
+
+def _fold(xp: Any, g: Any, axis: int, n: int, a: int, b: int, mode: str) -> Any:
+    """Along one axis, add the gradient of what was padded to the elements that it was copied from."""
+    import numpy as np
+
+    sources = np.pad(np.arange(n), (a, b), mode=mode)  # type: ignore[call-overload]
+    selects = np.zeros((n, n + a + b))
+    selects[sources, np.arange(n + a + b)] = 1.0
+    moved = xp.tensordot(g, xp.asarray(selects, dtype=g.dtype, device=g.device), axes=((axis,), (1,)))
+    return moveaxis(moved, source=-1, destination=axis)
+
+
+def _pairs(width: Any, ndim: int) -> list[tuple[int, int]]:
+    if isinstance(width, int):
+        return [(width, width)] * ndim
+    width = list(width)
+    if len(width) == 2 and isinstance(width[0], int):
+        return [(width[0], width[1])] * ndim
+    if len(width) == 1:
+        width *= ndim
+    if len(width) != ndim:
+        raise ShapeError(f"pad: expected a (before, after) pair for each of {ndim} axes, got {width}")
+    return [(int(a), int(b)) for a, b in width]
+
+
+@op
+def tril(xp, x, *, k=0):
+    """The lower triangle of each matrix, up to the k-th diagonal; zeros elsewhere."""
+    return xp.tril(x, k=k)
+
+
+@tril.vjp
+def _(xp, g, _y, _x, *, k):
+    return tril(g, k=k)
+
+
+@op
+def triu(xp, x, *, k=0):
+    """The upper triangle of each matrix, from the k-th diagonal on; zeros elsewhere."""
+    return xp.triu(x, k=k)
+
+
+@triu.vjp
+def _(xp, g, _y, _x, *, k):
+    return triu(g, k=k)
+
+
+@op
+def astype(xp, x, *, dtype):
+    """With elements of another data type."""
+    return x.astype(dtype)
+
+
+@astype.vjp
+def _(xp, g, _y, _x, *, dtype):
+    return g  # the tape casts it to the type of x
+
+
+@op
+def copy(xp, x):
+    """The same values in memory of their own."""
+    return x.copy()
+
+
+@copy.vjp
+def _(xp, g, _y, _x):
+    return g
+
+
+def transfer(x: Any, device: Device) -> Any:
+    """The raw array `x` on another device, of this backend or of another."""
+    backend, target = backend_of_type(type(x)), get_backend(device)
+    if backend is target:
+        return backend.transfer(x, device)
+    return target.from_numpy(backend.to_numpy(x), device)
+
+
+@op
+def to_device(xp, x, *, device, source=None):
+    """On another device."""
+    return transfer(x, device)
+
+
+@to_device.vjp
+def _(xp, g, _y, _x, *, device, source):
+    return to_device(g, device=source)
