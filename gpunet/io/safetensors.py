@@ -151,7 +151,7 @@ def _to_host(name: str, value: Any) -> np.ndarray:
 
 def _tidy(array: np.ndarray) -> np.ndarray:
     """Booleans as 0 or 1, as NumPy relies on, whatever bytes a file has for them."""
-    return array.view(np.uint8) != 0 if array.dtype == bool else array
+    return np.asarray(array.view(np.uint8) != 0) if array.dtype == bool else array
 
 
 def _check_readable(path: str, name: str, dtype: str) -> None:

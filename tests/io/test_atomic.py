@@ -54,8 +54,9 @@ def test_symbolic_link_stays(tmp_path):
 
 
 def test_missing_folder_and_folder_as_file_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"cannot write '.*x': there is no folder '.*nowhere'"), replacing(
-        tmp_path / "nowhere" / "x"
+    with (
+        pytest.raises(FileNotFoundError, match=r"cannot write '.*x': there is no folder '.*nowhere'"),
+        replacing(tmp_path / "nowhere" / "x"),
     ):
         pass
     with pytest.raises(IsADirectoryError, match="it is a folder, a file name is expected"), replacing(tmp_path):

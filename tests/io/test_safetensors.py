@@ -73,7 +73,13 @@ def test_interchange_with_torch(tmp_path):
 
 def test_arrays_of_any_memory_layout(tmp_path):
     base = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    arrays = {"t": base.T, "step": base[:, ::2], "reversed": base[::-1], "big": base.astype(">f4"), "zero_d": base[1, 2, 3]}
+    arrays = {
+        "t": base.T,
+        "step": base[:, ::2],
+        "reversed": base[::-1],
+        "big": base.astype(">f4"),
+        "zero_d": base[1, 2, 3],
+    }
     io.save(tmp_path / "x", arrays)
     for name, array in io.load(tmp_path / "x").items():
         np.testing.assert_array_equal(array.numpy(), arrays[name])
@@ -122,7 +128,9 @@ def test_every_truncation_is_refused(good):
     content = good.read_bytes()
     for size in range(len(content)):
         good.write_bytes(content[:size])
-        with pytest.raises(FileFormatError, match=rf"good.safetensors' \({size} bytes\) is not a whole safetensors file"):
+        with pytest.raises(
+            FileFormatError, match=rf"good.safetensors' \({size} bytes\) is not a whole safetensors file"
+        ):
             io.load(good)
 
 
@@ -190,7 +198,7 @@ def test_booleans_are_zero_or_one_whatever_the_file_says(tmp_path):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no file '.*nothing'"):
+    with pytest.raises(FileNotFoundError, match=r"there is no file '.*nothing'"):
         io.load(tmp_path / "nothing")
     with pytest.raises(IsADirectoryError, match="is a folder, a safetensors file is expected"):
         io.load(tmp_path)
@@ -198,7 +206,9 @@ def test_missing_file_and_folder(tmp_path):
 
 def test_what_cannot_be_saved_is_named(tmp_path):
     path = tmp_path / "x"
-    with pytest.raises(DTypeError, match=r"'z' has dtype complex128, which the safetensors format does not have; it has"):
+    with pytest.raises(
+        DTypeError, match=r"'z' has dtype complex128, which the safetensors format does not have; it has"
+    ):
         io.save(path, {"z": np.zeros(2, np.complex128)})
     with pytest.raises(DTypeError, match="'o' has dtype object"):
         io.save(path, {"o": np.array([None])})
