@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 
 import gpunet as gn
 from gpunet.data.collate import map_leaves
+from gpunet.data.transforms import is_batched
 from gpunet.errors import ShapeError
 
 
@@ -53,19 +54,21 @@ class TensorDataset(Dataset):
     """Arrays of equal length, side by side: sample i is the tuple of their i-th elements.
 
     arrays: NumPy arrays, Tensors or nested lists with the same first length. NumPy arrays are shared, not copied.
-    transform: applied to the first array's elements: to a whole batch at once if it is a `transforms.Transform`, to
-        one element at a time otherwise.
+    transform: applied to the first array's elements: by the DataLoader to a whole batch at once if it is a
+        `transforms.Transform`, otherwise to one element at a time.
     Raises ShapeError when the lengths differ.
     """
 
-    def __init__(self, *arrays: Any, transform: Callable[[Any], Any] | None = None):
+    def __init__(self, *arrays: Any, transform: Any = None):
         if not arrays:
             raise ValueError("TensorDataset: give it at least one array")
         self.arrays = tuple(a if isinstance(a, np.ndarray) else gn.asarray(a).detach().cpu().numpy() for a in arrays)
         self.transform = transform
         for position, array in enumerate(self.arrays):
             if array.ndim == 0:
-                raise ShapeError(f"TensorDataset: array {position} is a scalar; each array needs a first axis of samples")
+                raise ShapeError(
+                    f"TensorDataset: array {position} is a scalar; each array needs a first axis of samples"
+                )
         lengths = [len(array) for array in self.arrays]
         if len(set(lengths)) > 1:
             raise ShapeError(
@@ -81,10 +84,10 @@ class TensorDataset(Dataset):
         return (first if self.transform is None else self.transform(first), *rest)
 
     def get_batch(self, indices: np.ndarray) -> Any:
-        if not is_batched(self.transform):
+        if self.transform is not None and not is_batched(self.transform):
             return NotImplemented
         first, *rest = (array[indices] for array in self.arrays)
-        return (first if self.transform is None else self.transform(first), *rest)
+        return (first if self.transform is None else self.transform.batch(first), *rest)
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{array.dtype}{array.shape[1:]}" for array in self.arrays)
@@ -167,7 +170,9 @@ def random_split(dataset: Indexable, lengths: Sequence[float], seed: int | None 
     if all(isinstance(length, (int, np.integer)) for length in lengths):
         sizes = [int(length) for length in lengths]
         if sum(sizes) != count:
-            raise ValueError(f"random_split: the lengths {sizes} add up to {sum(sizes)}; the dataset has {count} samples")
+            raise ValueError(
+                f"random_split: the lengths {sizes} add up to {sum(sizes)}; the dataset has {count} samples"
+            )
     else:
         if abs(sum(lengths) - 1) > 1e-6:
             raise ValueError(f"random_split: the fractions {list(lengths)} add up to {sum(lengths):g}, not to 1")
@@ -175,10 +180,5 @@ def random_split(dataset: Indexable, lengths: Sequence[float], seed: int | None 
         for position in range(count - sum(sizes)):
             sizes[position % len(sizes)] += 1
     stream = gn.random.generator() if seed is None else gn.random.Generator(seed)
-    order = stream.permutation(count).numpy()
+    order = stream.permutation(count, device="cpu").numpy()
     return [Subset(dataset, part) for part in np.split(order, list(accumulate(sizes))[:-1])]
-
-
-def is_batched(transform: Any) -> bool:
-    """Whether `transform` (None counts) takes a whole batch of images in one call."""
-    return transform is None or getattr(transform, "batched", False)

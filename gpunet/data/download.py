@@ -62,6 +62,16 @@ class RemoteFile:
         message = f"could not download {self.name}:\n  " + "\n  ".join(failures)
         raise FileFormatError(message) if wrong_content else OSError(message)
 
+    def checked(self, path: Path) -> Path:
+        """`path`, once its content is found to be this file's; FileFormatError otherwise."""
+        found = _sha256(path)
+        if found != self.sha256:
+            raise FileFormatError(
+                f"{path}: not the published {self.name} but a truncated or changed one: it has {path.stat().st_size} "
+                f"bytes, SHA-256 {found}; expected {self.size} bytes, SHA-256 {self.sha256}"
+            )
+        return path
+
     def _download(self, url: str, part: Path, progress: bool) -> None:
         """Bring `part` to the full, checked content, from however much of it is already there."""
         continued = part.exists()
@@ -109,7 +119,12 @@ class RemoteFile:
                     f"{url}: offers {have + int(announced)} bytes; the published {self.name} has {self.size}"
                 )
             bar = tqdm(
-                desc=self.name, total=self.size, initial=have, unit="B", unit_scale=True, disable=None if progress else True
+                desc=self.name,
+                total=self.size,
+                initial=have,
+                unit="B",
+                unit_scale=True,
+                disable=None if progress else True,
             )
             with part.open("ab" if resumed else "wb") as out, bar:
                 while block := response.read(_BLOCK):

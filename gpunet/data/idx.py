@@ -10,13 +10,13 @@ import math
 import os
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from gpunet.errors import FileFormatError
 
-_TYPES = {
+_TYPES: dict[int, np.dtype[Any]] = {
     0x08: np.dtype(">u1"),
     0x09: np.dtype(">i1"),
     0x0B: np.dtype(">i2"),
@@ -91,9 +91,7 @@ def _read(file: BinaryIO | gzip.GzipFile, path: Path, limit: int) -> np.ndarray:
     while got < nbytes and (n := file.readinto(view[got:])):  # type: ignore[union-attr]
         got += n
     if got < nbytes:
-        raise FileFormatError(
-            f"{path}: truncated: shape {shape} needs {nbytes} bytes of data, the file has only {got}"
-        )
+        raise FileFormatError(f"{path}: truncated: shape {shape} needs {nbytes} bytes of data, the file has only {got}")
     if file.read(1):
         raise FileFormatError(f"{path}: there is data after the end of the array of shape {shape} ({nbytes} bytes)")
     return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)

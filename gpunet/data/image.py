@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-# ITU-R BT.601 luma, the weights that PIL and torchvision use for grey.
+# ITU-R BT.601 luma, PIL's weights for grey.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -33,7 +33,8 @@ def resize_bilinear(x: np.ndarray, size: tuple[int, int], antialias: bool) -> np
 def resize_nearest(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The old pixel under each new pixel's centre (torch's "nearest-exact", PIL's NEAREST). Any dtype."""
     rows, columns = (
-        np.minimum(((np.arange(new) + 0.5) * (old / new)).astype(np.intp), old - 1) for old, new in zip(x.shape[2:], size)
+        np.minimum(((np.arange(new) + 0.5) * (old / new)).astype(np.intp), old - 1)
+        for old, new in zip(x.shape[2:], size)
     )
     return x[:, :, rows[:, None], columns]
 

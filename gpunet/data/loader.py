@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import gpunet as gn
 from gpunet.data.collate import collate, to_tensors
 from gpunet.data.dataset import Indexable, get_batch
 from gpunet.data.sampler import BatchSampler, RandomSampler, SequentialSampler, check_positive
+from gpunet.data.transforms import is_batched
 from gpunet.data.workers import WorkerPool
 
 # What a random stream belongs to, beside the seed and the epoch: the order, a sample (by its index), a batch (by its
@@ -89,7 +90,7 @@ class DataLoader:
             if sampler is None:
                 sampler = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
             batch_sampler = BatchSampler(sampler, batch_size, drop_last)
-            if drop_last and hasattr(sampler, "__len__") and len(batch_sampler) == 0:
+            if drop_last and isinstance(sampler, Sized) and len(batch_sampler) == 0:
                 raise ValueError(
                     f"DataLoader: no batch is left: batch_size={batch_size} is more than the {len(sampler)} samples, "
                     "and drop_last=True drops a batch that is not full"
@@ -102,7 +103,7 @@ class DataLoader:
         self.collate_fn = collate_fn
         self.drop_last = drop_last
         self.device = device
-        self.seed = int(gn.random.randint(0, 2**31, ()).item()) if seed is None else seed
+        self.seed = int(gn.random.randint(0, 2**31, device="cpu").item()) if seed is None else seed
         check_positive("DataLoader", "seed", self.seed, least=0)
         self.batch_transform = batch_transform
         self.prefetch_factor = prefetch_factor
@@ -129,12 +130,15 @@ class DataLoader:
 
     def _iterate(self, running: object, epoch: int, position: int) -> Iterator[Any]:
         tasks = self._tasks(epoch, position)
+        fetch = _Fetch(self.dataset, self.collate_fn, self.batch_transform)
         pool = None
         try:
             if self.num_workers == 0:
-                batches: Iterator[Any] = (self._fetch(*task) for task in tasks)
+                batches: Iterator[Any] = (fetch(*task) for task in tasks)
             else:
-                pool = self._take_pool()
+                pool, self._pool = self._pool, None
+                if pool is None:
+                    pool = WorkerPool(fetch, self.num_workers, self.prefetch_factor, self.timeout, self.start_method)
                 batches = pool.map(tasks)
             for batch in batches:
                 position += 1
@@ -149,18 +153,6 @@ class DataLoader:
         finally:
             if pool is not None:
                 pool.close()
-
-    def _take_pool(self) -> WorkerPool:
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            return pool
-        return WorkerPool(
-            _Fetch(self.dataset, self.collate_fn, self.batch_transform),
-            self.num_workers,
-            self.prefetch_factor,
-            self.timeout,
-            self.start_method,
-        )
 
     def _tasks(self, epoch: int, position: int) -> Iterator[tuple[int, int, int, np.ndarray]]:
         """(seed, epoch, number, indices) for each batch of the epoch from number `position` on."""
@@ -177,10 +169,6 @@ class DataLoader:
                 yield self.seed, epoch, number, np.asarray(indices, np.int64)
             number += 1
 
-    @property
-    def _fetch(self) -> _Fetch:
-        return _Fetch(self.dataset, self.collate_fn, self.batch_transform)
-
     def state_dict(self) -> dict[str, int]:
         """`seed`, `epoch` and `position`: the epoch, and how many of its batches have been handed out."""
         return {"seed": self.seed, "epoch": self.epoch, "position": self.position}
@@ -193,7 +181,7 @@ class DataLoader:
         missing = {"seed", "epoch", "position"} - state.keys()
         if missing:
             raise KeyError(f"DataLoader.load_state_dict: the state lacks {', '.join(sorted(missing))}")
-        if hasattr(self.batch_sampler, "__len__") and state["position"] > len(self):
+        if isinstance(self.batch_sampler, Sized) and state["position"] > len(self):
             raise ValueError(
                 f"DataLoader.load_state_dict: the state stands behind batch {state['position']}, and this loader has "
                 f"{len(self)} batches; the dataset or the batch size is another one"
@@ -221,7 +209,11 @@ class _Fetch:
             batch = get_batch(self.dataset, indices) if self.collate_fn is None else NotImplemented
             if batch is NotImplemented:
                 batch = self._collate(seed, epoch, indices.tolist())
-            return batch if self.batch_transform is None else self.batch_transform(batch)
+            if self.batch_transform is None:
+                return batch
+            return (
+                self.batch_transform.batch(batch) if is_batched(self.batch_transform) else self.batch_transform(batch)
+            )
 
     def _collate(self, seed: int, epoch: int, indices: list[int]) -> Any:
         samples = []

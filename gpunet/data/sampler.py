@@ -31,7 +31,7 @@ class SequentialSampler:
 
 
 class RandomSampler:
-    """Every sample once, in random order; or `num_samples` of them; or, with `replacement`, that many independent draws.
+    """Every sample once, in random order; or `num_samples` of them; or, with `replacement`, as many independent draws.
 
     num_samples: default len(dataset). More than that without replacement goes through the dataset several times, each
         time in a new order.
@@ -50,10 +50,10 @@ class RandomSampler:
     def __iter__(self) -> Iterator[int]:
         size, left = len(self.dataset), len(self)
         if self.replacement:
-            yield from gn.random.randint(0, size, (left,)).numpy().tolist()
+            yield from gn.random.randint(0, size, (left,), device="cpu").numpy().tolist()
             return
         while left > 0:
-            order = gn.random.permutation(size).numpy()[:left]
+            order = gn.random.permutation(size, device="cpu").numpy()[:left]
             left -= len(order)
             yield from order.tolist()
 
@@ -89,13 +89,13 @@ class WeightedRandomSampler:
 
     def __iter__(self) -> Iterator[int]:
         if self.replacement:
-            u = gn.random.uniform((self.num_samples,), dtype=np.float64).numpy()
+            u = gn.random.uniform((self.num_samples,), dtype=np.float64, device="cpu").numpy()
             bounds = np.cumsum(self.weights)
             # u < 1 and side="right" never select a weight of 0, not even the last through rounding.
             last = np.flatnonzero(self.weights)[-1]
             drawn = np.minimum(np.searchsorted(bounds, u * bounds[-1], side="right"), last)
         else:
-            u = gn.random.uniform((len(self.weights),), dtype=np.float64).numpy()
+            u = gn.random.uniform((len(self.weights),), dtype=np.float64, device="cpu").numpy()
             with np.errstate(divide="ignore", invalid="ignore"):
                 keys = np.where(self.weights > 0, np.log1p(-u) / self.weights, -np.inf)
             drawn = np.argsort(-keys, kind="stable")[: self.num_samples]

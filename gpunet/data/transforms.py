@@ -133,7 +133,9 @@ class ToTensor(Transform):
         if x.dtype != np.uint8:
             raise DTypeError(f"ToTensor: expected uint8 in 0..255 or floating point in 0..1, got {x.dtype}")
         if x.ndim not in (3, 4):
-            raise ShapeError(f"ToTensor: expected a batch (N, H, W) or (N, H, W, C) of uint8 images, got shape {x.shape}")
+            raise ShapeError(
+                f"ToTensor: expected a batch (N, H, W) or (N, H, W, C) of uint8 images, got shape {x.shape}"
+            )
         channels_first = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)
         return to_unit_interval(channels_first, 255)
 
@@ -250,7 +252,8 @@ class RandomCrop(Transform):
             x = np.pad(x, self._pad, mode=self.padding_mode, **options)  # type: ignore[call-overload]
         height, width = _must_fit("RandomCrop", self.size, x)
         tops, lefts = (
-            gn.random.randint(0, full - part + 1, (len(x),)).numpy() for full, part in zip(x.shape[2:], (height, width))
+            gn.random.randint(0, full - part + 1, (len(x),), device="cpu").numpy()
+            for full, part in zip(x.shape[2:], (height, width))
         )
         windows = np.lib.stride_tricks.sliding_window_view(x, (height, width), axis=(2, 3))
         return windows[np.arange(len(x)), :, tops, lefts]
@@ -336,7 +339,7 @@ class ColorJitter(Transform):
             raise ShapeError(f"ColorJitter: expected images of 1 or 3 channels, got {x.shape[1]}")
         unit = 255 if x.dtype == np.uint8 else 1
         out = _floats(x) / np.float32(unit)
-        for step in gn.random.permutation(4).numpy().tolist():
+        for step in gn.random.permutation(4, device="cpu").numpy().tolist():
             low, high = (self.brightness, self.contrast, self.saturation, self.hue)[step]  # type: ignore[misc]
             if low == high == (0 if step == 3 else 1):
                 continue
@@ -366,11 +369,13 @@ def _floats(x: np.ndarray) -> np.ndarray:
 
 def _as_before(result: np.ndarray, x: np.ndarray) -> np.ndarray:
     """`result` in x's dtype: rounded for uint8."""
-    return np.clip(np.rint(result), 0, 255).astype(np.uint8) if x.dtype == np.uint8 else result.astype(x.dtype, copy=False)
+    return (
+        np.clip(np.rint(result), 0, 255).astype(np.uint8) if x.dtype == np.uint8 else result.astype(x.dtype, copy=False)
+    )
 
 
 def _uniform(count: int, low: float, high: float) -> np.ndarray:
-    return gn.random.uniform((count,), low, high, dtype=np.float64).numpy()
+    return gn.random.uniform((count,), low, high, dtype=np.float64, device="cpu").numpy()
 
 
 def _pair(name: str, size: Any) -> tuple[int, int]:

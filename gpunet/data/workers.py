@@ -50,7 +50,12 @@ class WorkerPool:
     """
 
     def __init__(
-        self, function: Callable[..., Any], count: int, prefetch: int, timeout: float = 0, start_method: str | None = None
+        self,
+        function: Callable[..., Any],
+        count: int,
+        prefetch: int,
+        timeout: float = 0,
+        start_method: str | None = None,
     ):
         import multiprocessing
 
@@ -94,7 +99,7 @@ class WorkerPool:
         for worker in arrived:
             worker.receive(results)
         if not arrived:  # a dead worker's last results came before this
-            sentinels[ready[0]].raise_death()  # type: ignore[index]
+            sentinels[ready[0]].raise_death()
 
 
 def default_start_method() -> str:
