@@ -8,9 +8,10 @@ the in-place writes, so a value written to after it was recorded is noticed: its
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ContextDecorator
 from itertools import count
+from operator import attrgetter
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ class _Mode(threading.local):
 _mode = _Mode()
 
 
-class set_grad_enabled(ContextDecorator):  # noqa: N801 (named as a function: it is used as one)
+class set_grad_enabled(ContextDecorator):
     """Turn recording on or off within a `with` block or a decorated function, in this thread."""
 
     def __init__(self, enabled: bool) -> None:
@@ -47,14 +48,14 @@ class set_grad_enabled(ContextDecorator):  # noqa: N801 (named as a function: it
         _mode.enabled = self._before.pop()
 
 
-class no_grad(set_grad_enabled):  # noqa: N801
+class no_grad(set_grad_enabled):
     """Do not record: `with gn.no_grad():` or `@gn.no_grad()`. Saves time and memory where no gradient is wanted."""
 
     def __init__(self) -> None:
         super().__init__(False)
 
 
-class enable_grad(set_grad_enabled):  # noqa: N801
+class enable_grad(set_grad_enabled):
     """Record again, inside `no_grad`."""
 
     def __init__(self) -> None:
@@ -92,29 +93,20 @@ class Node:
         grad: of a leaf or a retained node, what `Tensor.grad` shows.
     """
 
-    __slots__ = (
-        "dtype",
-        "grad",
-        "inputs",
-        "made",
-        "op",
-        "output",
-        "params",
-        "retains_grad",
-        "saved",
-        "shape",
-        "written",
-    )
+    inputs: Sequence[Node | None] | None
+    saved: Sequence[Any] | None
+    params: dict[str, Any]
+    output: Any = None
+    written = 0
+    retains_grad = False
+    grad: Tensor | None = None
 
-    def __init__(self, op: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: Sequence[Node | None] | None) -> None:
+    def __init__(self, op: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: Sequence[Node | None]) -> None:
         self.op = op
         self.shape = shape
         self.dtype = dtype
         self.inputs = inputs
         self.made = _clock()
-        self.written = 0
-        self.retains_grad = False
-        self.grad: Tensor | None = None
 
     @property
     def ndim(self) -> int:
@@ -187,9 +179,8 @@ def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
         y = backend_of_type(type(y)).array_from(y)
     out = Tensor.__new__(Tensor)
     out.data = y
-    if tracked and _mode.enabled and op.derivative is not None:
-        if y.dtype.kind == "f":
-            out._node = _node(op, args, params, nodes, y)
+    if tracked and _mode.enabled and op.derivative is not None and y.dtype.kind == "f":
+        out._node = _node(op, args, params, nodes, y)
     if op.view:
         source = args[0]
         out._base = source if source._base is None else source._base
@@ -197,10 +188,43 @@ def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
     return out
 
 
-def _node(op: Op, args: tuple[Any, ...], params: dict[str, Any], nodes: list[Any], y: Any) -> Node:
+def record_binary(op: Op, a: Any, b: Any) -> Any:
+    """`record` of an op on two arrays: what the operators call. Unrolled for two Tensors, since it is the hottest path."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        x, z = a.data, b.data
+        kind = type(x)
+        if type(z) is kind and kind in op.implementations:
+            try:
+                y = op.implementations[kind](x, z)
+            except Exception:
+                return record(op, (a, b), {})  # which fails again, and explains why
+            if type(y) is not kind:
+                y = backend_of_type(type(y)).array_from(y)
+            out = _new(Tensor)
+            out.data = y
+            first, second = a._node, b._node
+            if (first is not None or second is not None) and _mode.enabled and op.derivative is not None:
+                dtype = y.dtype
+                if dtype.kind == "f":
+                    if op.keeps_all and not op.keeps_output:
+                        out._node = node = Node(op, y.shape, dtype, (first, second))
+                        node.params = _NONE
+                        node.saved = (a, b)
+                    else:
+                        out._node = _node(op, (a, b), _NONE, (first, second), y)
+            return out
+    return record(op, (a, b), {})
+
+
+_new = Tensor.__new__
+_NONE: dict[str, Any] = {}
+
+
+def _node(op: Op, args: tuple[Any, ...], params: dict[str, Any], nodes: Sequence[Any], y: Any) -> Node:
     node = Node(op, y.shape, y.dtype, nodes)
     node.params = params
-    node.output = y if op.keeps_output else None
+    if op.keeps_output:
+        node.output = y
     if op.keeps_all:
         node.saved = args
     elif op.keeps_none and None not in nodes:
@@ -287,6 +311,7 @@ def write(target: Tensor, op: Op, other: Any, params: dict[str, Any]) -> None:
 
 
 Op.record = staticmethod(record)  # type: ignore[assignment]
+Op.record_binary = staticmethod(record_binary)  # type: ignore[assignment]
 
 
 def _mixed(op: Op, args: tuple[Any, ...]) -> Exception:
@@ -392,6 +417,7 @@ def _run(
     with set_grad_enabled(create_graph), backend.on(roots[0].device):
         xp = _namespace() if create_graph else backend.xp
         kind = type(roots[0].data)
+        summed: set[Node] = set()
         owned = {id(g.data) for g in gradients if isinstance(g, Tensor)}  # ids of arrays that are somebody's already
         for node in reversed(order):
             g = pending.pop(node, None)
@@ -406,7 +432,7 @@ def _run(
                 kind = type(g)
                 xp = backend_of_type(kind).xp
             if node.op is not None and (wanted is None or node in wanted):
-                _propagate(node, g, pending, wanted, xp, create_graph)
+                _propagate(node, g, pending, summed, wanted, xp, create_graph)
                 if not retain_graph:
                     node.inputs = None
                     node.saved = node.output = None
@@ -453,12 +479,8 @@ def _reachable(roots: list[Node]) -> list[Node]:
             if parent is not None and parent not in seen:
                 seen.add(parent)
                 order.append(parent)
-    order.sort(key=_made)
+    order.sort(key=attrgetter("made"))
     return order
-
-
-def _made(node: Node) -> int:
-    return node.made
 
 
 def _leading_to(order: list[Node], targets: Sequence[Node]) -> set[Node]:
@@ -471,21 +493,29 @@ def _leading_to(order: list[Node], targets: Sequence[Node]) -> set[Node]:
 
 
 def _propagate(
-    node: Node, g: Any, pending: dict[Node, Any], wanted: set[Node] | None, xp: Any, create_graph: bool
+    node: Node,
+    g: Any,
+    pending: dict[Node, Any],
+    summed: set[Node],
+    wanted: set[Node] | None,
+    xp: Any,
+    create_graph: bool,
 ) -> None:
     """Pass the gradient of a node's output on to its inputs."""
     op, made = node.op, node.made
     if type(op) is _Part:
         _collect_part(node, g, pending, xp)
         return
-    values: list[Any] = []
-    for a in node.saved:  # type: ignore[union-attr]
-        if isinstance(a, Tensor):
-            if (a._base or a)._written > made:
-                raise _changed(op, "an input", a.shape)
-            if not create_graph:
-                a = a.data
-        values.append(a)
+    values: Any = node.saved
+    if not op.keeps_none:
+        values = []
+        for a in node.saved:  # type: ignore[union-attr]
+            if isinstance(a, Tensor):
+                if (a if a._base is None else a._base)._written > made:
+                    raise _changed(op, "an input", a.shape)
+                if not create_graph:
+                    a = a.data
+            values.append(a)
     y = node.output
     if y is None:
         y = node
@@ -493,7 +523,11 @@ def _propagate(
         raise _changed(op, "its output", node.shape)
     elif create_graph:
         y = Tensor._wrap(y, node) if type(y) is not tuple else tuple(map(Tensor._wrap, y))
-    found = op.derivative(xp, g, y, *values, **({**op.defaults, **node.params} if op.defaults else node.params))
+    params = node.params
+    if params or op.defaults:
+        found = op.derivative(xp, g, y, *values, **{**op.defaults, **params})
+    else:
+        found = op.derivative(xp, g, y, *values)
     if type(found) is not tuple:
         found = (found,)
     for parent, gi in zip(node.inputs, found):  # type: ignore[arg-type]
@@ -501,12 +535,16 @@ def _propagate(
             continue
         if type(gi) is FunctionType:
             gi = gi()
-        if gi.shape != parent.shape:
+        if (node.shape if gi is g else gi.shape) != parent.shape:
             gi = _unbroadcast(xp, gi, parent.shape, op)
         if gi.dtype is not parent.dtype and gi.dtype != parent.dtype:
             gi = _cast_gradient(xp, gi, parent.dtype)
-        if parent in pending:
+        if parent in summed:
+            pending[parent] += gi
+        elif parent in pending:
             pending[parent] = pending[parent] + gi
+            if not create_graph:
+                summed.add(parent)  # what is pending there now is nobody else's, so more can be added in place
         else:
             pending[parent] = gi
 
@@ -560,6 +598,7 @@ def _accumulate(node: Node, g: Any, owned: set[int], create_graph: bool) -> None
 
 def _own(g: Any, owned: set[int]) -> Any:
     """`g`, or a copy where another gradient, the caller's array or a view shares its memory."""
+    g = backend_of_type(type(g)).array_from(g)
     if g.base is not None or id(g) in owned:
         g = g.copy()
     owned.add(id(g))

@@ -14,7 +14,7 @@ from gpunet.backends import resolve as resolve_device
 from gpunet.errors import DTypeError, GradientError
 from gpunet.ops import elementwise as ew
 from gpunet.ops import index, linalg, matmul, reduce, shape
-from gpunet.ops.op import Traced
+from gpunet.ops.op import Op, Traced
 
 if TYPE_CHECKING:
     from gpunet.autograd import Node
@@ -331,46 +331,46 @@ class Tensor(Traced):
     # --- operators
 
     def __add__(self, other: Any) -> Tensor:
-        return ew.add(self, other)
+        return Op.record_binary(ew.add, self, other)
 
     def __radd__(self, other: Any) -> Tensor:
-        return ew.add(other, self)
+        return Op.record_binary(ew.add, other, self)
 
     def __sub__(self, other: Any) -> Tensor:
-        return ew.subtract(self, other)
+        return Op.record_binary(ew.subtract, self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
-        return ew.subtract(other, self)
+        return Op.record_binary(ew.subtract, other, self)
 
     def __mul__(self, other: Any) -> Tensor:
-        return ew.multiply(self, other)
+        return Op.record_binary(ew.multiply, self, other)
 
     def __rmul__(self, other: Any) -> Tensor:
-        return ew.multiply(other, self)
+        return Op.record_binary(ew.multiply, other, self)
 
     def __truediv__(self, other: Any) -> Tensor:
-        return ew.divide(self, other)
+        return Op.record_binary(ew.divide, self, other)
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        return ew.divide(other, self)
+        return Op.record_binary(ew.divide, other, self)
 
     def __floordiv__(self, other: Any) -> Tensor:
-        return ew.floor_divide(self, other)
+        return Op.record_binary(ew.floor_divide, self, other)
 
     def __rfloordiv__(self, other: Any) -> Tensor:
-        return ew.floor_divide(other, self)
+        return Op.record_binary(ew.floor_divide, other, self)
 
     def __mod__(self, other: Any) -> Tensor:
-        return ew.remainder(self, other)
+        return Op.record_binary(ew.remainder, self, other)
 
     def __rmod__(self, other: Any) -> Tensor:
-        return ew.remainder(other, self)
+        return Op.record_binary(ew.remainder, other, self)
 
     def __pow__(self, other: Any) -> Tensor:
-        return ew.pow(self, other)
+        return Op.record_binary(ew.pow, self, other)
 
     def __rpow__(self, other: Any) -> Tensor:
-        return ew.pow(other, self)
+        return Op.record_binary(ew.pow, other, self)
 
     def __matmul__(self, other: Any) -> Tensor:
         return matmul.matmul(self, other)
@@ -388,52 +388,52 @@ class Tensor(Traced):
         return ew.abs(self)
 
     def __eq__(self, other: Any) -> Any:
-        return ew.equal(self, other)
+        return Op.record_binary(ew.equal, self, other)
 
     def __ne__(self, other: Any) -> Any:
-        return ew.not_equal(self, other)
+        return Op.record_binary(ew.not_equal, self, other)
 
     def __lt__(self, other: Any) -> Tensor:
-        return ew.less(self, other)
+        return Op.record_binary(ew.less, self, other)
 
     def __le__(self, other: Any) -> Tensor:
-        return ew.less_equal(self, other)
+        return Op.record_binary(ew.less_equal, self, other)
 
     def __gt__(self, other: Any) -> Tensor:
-        return ew.greater(self, other)
+        return Op.record_binary(ew.greater, self, other)
 
     def __ge__(self, other: Any) -> Tensor:
-        return ew.greater_equal(self, other)
+        return Op.record_binary(ew.greater_equal, self, other)
 
     def __and__(self, other: Any) -> Tensor:
-        return ew.bitwise_and(self, other)
+        return Op.record_binary(ew.bitwise_and, self, other)
 
     def __rand__(self, other: Any) -> Tensor:
-        return ew.bitwise_and(other, self)
+        return Op.record_binary(ew.bitwise_and, other, self)
 
     def __or__(self, other: Any) -> Tensor:
-        return ew.bitwise_or(self, other)
+        return Op.record_binary(ew.bitwise_or, self, other)
 
     def __ror__(self, other: Any) -> Tensor:
-        return ew.bitwise_or(other, self)
+        return Op.record_binary(ew.bitwise_or, other, self)
 
     def __xor__(self, other: Any) -> Tensor:
-        return ew.bitwise_xor(self, other)
+        return Op.record_binary(ew.bitwise_xor, self, other)
 
     def __rxor__(self, other: Any) -> Tensor:
-        return ew.bitwise_xor(other, self)
+        return Op.record_binary(ew.bitwise_xor, other, self)
 
     def __lshift__(self, other: Any) -> Tensor:
-        return ew.bitwise_left_shift(self, other)
+        return Op.record_binary(ew.bitwise_left_shift, self, other)
 
     def __rlshift__(self, other: Any) -> Tensor:
-        return ew.bitwise_left_shift(other, self)
+        return Op.record_binary(ew.bitwise_left_shift, other, self)
 
     def __rshift__(self, other: Any) -> Tensor:
-        return ew.bitwise_right_shift(self, other)
+        return Op.record_binary(ew.bitwise_right_shift, self, other)
 
     def __rrshift__(self, other: Any) -> Tensor:
-        return ew.bitwise_right_shift(other, self)
+        return Op.record_binary(ew.bitwise_right_shift, other, self)
 
     def __invert__(self) -> Tensor:
         return ew.bitwise_invert(self)

@@ -73,6 +73,7 @@ class Op:
 
     # Set by gpunet.autograd, which stands on the floor above: runs an op on Tensors and records it.
     record: Callable[[Op, tuple[Any, ...], dict[str, Any]], Any]
+    record_binary: Callable[[Op, Any, Any], Any]
 
     def __init__(
         self, reference: Callable[..., Any], *, view: bool = False, promotes: bool = False, direct: bool = False

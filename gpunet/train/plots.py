@@ -179,7 +179,7 @@ def _figure(width: float, height: float) -> Any:
 def _save(figure: Any, path: str | os.PathLike[str], title: str) -> None:
     if title:
         figure.suptitle(title)
-    figure.savefig(path, dpi=120, format="png")
+    figure.savefig(path, dpi=120, format="png", bbox_inches="tight", pad_inches=0.15)
 
 
 def _probabilities(scores: np.ndarray) -> np.ndarray:
