@@ -26,16 +26,16 @@ def collate(samples: Sequence[Any], indices: Sequence[int] | None = None) -> Any
 def _collate(values: Sequence[Any], indices: Sequence[int], field: str) -> Any:
     first = values[0]
     if isinstance(first, Mapping):
-        _require_equal([frozenset(v) if isinstance(v, Mapping) else type(v) for v in values], "keys", indices, field)
+        _require_equal([set(v) if isinstance(v, Mapping) else type(v) for v in values], indices, field)
         return {key: _collate([v[key] for v in values], indices, f"{field}[{key!r}]") for key in first}
     if isinstance(first, (tuple, list)):
-        _require_equal([len(v) if isinstance(v, type(first)) else type(v) for v in values], "fields", indices, field)
+        _require_equal([len(v) if isinstance(v, type(first)) else type(v) for v in values], indices, field)
         columns = [_collate(column, indices, f"{field}[{i}]") for i, column in enumerate(zip(*values))]
         return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
     if isinstance(first, (str, bytes)):
         return list(values)
     arrays = [_array(value, index, field) for value, index in zip(values, indices)]
-    _require_equal([array.shape for array in arrays], "shape", indices, field)
+    _require_equal([array.shape for array in arrays], indices, field)
     return np.stack(arrays)
 
 
@@ -61,20 +61,23 @@ def _array(value: Any, index: int, field: str) -> np.ndarray:
     return array
 
 
-def _require_equal(descriptions: Sequence[Any], what: str, indices: Sequence[int], field: str) -> None:
-    for description, index in zip(descriptions, indices):
-        if description != descriptions[0]:
-            advice = "; bring them to one shape (resize, crop, pad), or pass a collate_fn" if what == "shape" else ""
+def _require_equal(forms: Sequence[Any], indices: Sequence[int], field: str) -> None:
+    """forms: what must be equal of each sample: its shape, its number of fields, its keys; or its type, without them."""
+    for form, index in zip(forms, indices):
+        if form != forms[0]:
+            advice = "; bring them to one shape (resize, crop, pad), or pass a collate_fn" if type(form) is tuple else ""
             raise ShapeError(
-                f"collate: the samples of a batch differ{_in(field)}: sample {indices[0]} has {what} "
-                f"{_describe(descriptions[0])}, sample {index} has {_describe(description)}{advice}"
+                f"collate: the samples of a batch differ{_in(field)}: sample {indices[0]} has {_describe(forms[0])}, "
+                f"sample {index} has {_describe(form)}{advice}"
             )
 
 
-def _describe(description: Any) -> str:
-    if isinstance(description, frozenset):
-        return str(sorted(description, key=str))
-    return description.__name__ if isinstance(description, type) else str(description)
+def _describe(form: Any) -> str:
+    if isinstance(form, tuple):
+        return f"shape {form}"
+    if isinstance(form, int):
+        return f"{form} fields"
+    return f"type {form.__name__}" if isinstance(form, type) else f"keys {sorted(form, key=str)}"
 
 
 def _in(field: str) -> str:

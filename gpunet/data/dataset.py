@@ -99,7 +99,10 @@ class Subset(Dataset):
 
     def __init__(self, dataset: Indexable, indices: Sequence[int] | np.ndarray):
         self.dataset = dataset
-        self.indices = np.asarray(indices, dtype=np.int64) if len(indices) else np.empty(0, np.int64)
+        given = np.asarray(indices) if len(indices) else np.empty(0, np.int64)
+        if given.dtype.kind not in "iu":
+            raise TypeError(f"Subset: indices must be integers, got {given.dtype}")
+        self.indices = given.astype(np.int64)
         if self.indices.ndim != 1:
             raise ShapeError(f"Subset: indices must be one list of integers, got shape {self.indices.shape}")
         bad = self.indices[(self.indices < 0) | (self.indices >= len(dataset))]
