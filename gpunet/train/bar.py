@@ -25,32 +25,35 @@ class Bar:
     def __init__(self, label: str = "", total: int | None = None, display: bool | None = None, done: int = 0) -> None:
         self.label = label
         self._samples = 0
-        self._start = self._drawn = time.perf_counter()
+        self._start = self._last = self._drawn = time.perf_counter()
         self._lines = display is None and not sys.stderr.isatty()
-        self._tqdm = None
+        self._tqdm: Any = None
         if display or (display is None and not self._lines):
             from tqdm import tqdm
 
-            self._tqdm = tqdm(
+            class Line(tqdm):
+                monitor_interval = 0  # no thread of tqdm's own: threads and forked loader workers do not go together
+
+            self._tqdm = Line(
                 desc=label,
                 total=total,
                 initial=done,
                 file=sys.stderr,
                 dynamic_ncols=True,
                 mininterval=_INTERVAL,
-                bar_format="{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+                bar_format="{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
                 if total
-                else "{desc} {n_fmt} [{elapsed}]{postfix}",
+                else "{desc} {n_fmt} [{elapsed}{postfix}]",
             )
 
     def advance(self, samples: int, values: Callable[[], Mapping[str, Any]] = dict) -> None:
         """Count one batch of `samples`. `values()` is called, and the values shown, only when the line is redrawn."""
         self._samples += samples
+        self._last = time.perf_counter()
         if self._tqdm is None:
             return
-        now = time.perf_counter()
-        if now - self._drawn >= _INTERVAL:
-            self._drawn = now
+        if self._last - self._drawn >= _INTERVAL:
+            self._drawn = self._last
             self._tqdm.set_postfix_str(self._describe(values()), refresh=False)
         self._tqdm.update()
 
@@ -64,7 +67,8 @@ class Bar:
             self._tqdm = None
         elif self._lines:
             seconds = time.perf_counter() - self._start
-            print(f"{self.label}: {text}, {seconds:.1f} s".lstrip(": "), file=sys.stderr, flush=True)
+            parts = ", ".join(filter(None, [text, f"{seconds:.1f} s"]))
+            print(f"{self.label}: {parts}" if self.label else parts, file=sys.stderr, flush=True)
             self._lines = False
 
     def close(self) -> None:
@@ -73,8 +77,11 @@ class Bar:
             self._tqdm.close()
 
     def _describe(self, values: Mapping[str, Any]) -> str:
-        rate = self._samples / max(time.perf_counter() - self._start, 1e-9)
-        return ", ".join([*format_values(values), f"{rate:,.0f} samples/s"])
+        numbers = {name: number(value) for name, value in values.items()}
+        parts = [f"{name}={value:.4g}" for name, value in numbers.items() if value is not None]
+        if self._samples:
+            parts.append(f"{self._samples / max(self._last - self._start, 1e-9):,.0f} samples/s")
+        return ", ".join(parts)
 
 
 class Progress:
@@ -133,12 +140,6 @@ def batch_length(batch: Any) -> int:
             return 0
         batch = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
     return length(batch) or 0
-
-
-def format_values(values: Mapping[str, Any]) -> list[str]:
-    """ "name=number" for each value that is one number."""
-    numbers = {name: number(value) for name, value in values.items()}
-    return [f"{name}={value:.4g}" for name, value in numbers.items() if value is not None]
 
 
 def number(value: Any) -> float | None:

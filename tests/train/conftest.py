@@ -1,0 +1,24 @@
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `small_run`, which the tests here share
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A function that makes stderr a terminal, and returns it. Call it in the test: pytest resets stderr before."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+
+    def use():
+        monkeypatch.setattr(sys, "stderr", stream)
+        return stream
+
+    return use
