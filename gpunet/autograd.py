@@ -243,8 +243,9 @@ class _Part:
 
     name = "output"
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, count: int) -> None:
         self.index = index
+        self.count = count
 
 
 def _wrap_several(op: Op, args: Any, params: Any, nodes: list[Any], ys: tuple[Any, ...], tracked: bool) -> Any:
@@ -259,10 +260,10 @@ def _wrap_several(op: Op, args: Any, params: Any, nodes: list[Any], ys: tuple[An
         out = Tensor.__new__(Tensor)
         out.data = y
         if whole is not None and y.dtype.kind == "f":
-            out._node = Node(_Part(i), y.shape, y.dtype, (whole,))
-            out._node.saved = ys  # the siblings, whose shapes zero gradients take
+            out._node = Node(_Part(i, len(ys)), y.shape, y.dtype, (whole,))
+            out._node.saved, out._node.params = (), {}
         if op.view:
-            out._base = args[0]._base or args[0]
+            out._base = args[0]._root()
             out._base._has_views = True
         outs.append(out)
     return tuple(outs)
@@ -304,7 +305,7 @@ def write(target: Tensor, op: Op, other: Any, params: dict[str, Any]) -> None:
                 f"{op.name}: the result, {result.shape} {result.dtype}, does not fit in place into {describe((target,))}"
             )
         target.data, target._node = result.data, result._node
-    root = target._base or target
+    root = target._root()
     root._written = _clock()
     if root._node is not None:
         root._node.written = root._written if not tracked else 0
@@ -504,14 +505,14 @@ def _propagate(
     """Pass the gradient of a node's output on to its inputs."""
     op, made = node.op, node.made
     if type(op) is _Part:
-        _collect_part(node, g, pending, xp)
+        _collect_part(node, g, pending)
         return
     values: Any = node.saved
     if not op.keeps_none:
         values = []
         for a in node.saved:  # type: ignore[union-attr]
             if isinstance(a, Tensor):
-                if (a if a._base is None else a._base)._written > made:
+                if a._root()._written > made:
                     raise _changed(op, "an input", a.shape)
                 if not create_graph:
                     a = a.data
@@ -549,17 +550,12 @@ def _propagate(
             pending[parent] = gi
 
 
-def _collect_part(node: Node, g: Any, pending: dict[Node, Any], xp: Any) -> None:
-    """Gather the gradient of one of several outputs; those that get none have zeros."""
+def _collect_part(node: Node, g: Any, pending: dict[Node, Any]) -> None:
+    """Gather the gradients of an op's several outputs into a tuple, with None for those that get none."""
     whole = node.inputs[0]  # type: ignore[index]
     assert whole is not None
-    if whole not in pending:
-        pending[whole] = tuple(
-            xp.zeros(y.shape, dtype=y.dtype) if y.dtype.kind == "f" else None
-            for y in node.saved  # type: ignore[union-attr]
-        )
-    parts = list(pending[whole])
-    parts[node.op.index] = parts[node.op.index] + g
+    parts = list(pending.get(whole, (None,) * node.op.count))
+    parts[node.op.index] = g
     pending[whole] = tuple(parts)
 
 

@@ -56,6 +56,10 @@ class Tensor(Traced):
             t._node = node
         return t
 
+    def _root(self) -> Tensor:
+        """The Tensor that owns the memory: itself, unless it is a view."""
+        return self if self._base is None else self._base
+
     # --- what it is
 
     @property
@@ -180,7 +184,7 @@ class Tensor(Traced):
     def detach(self) -> Tensor:
         """The same memory, off the tape."""
         t = Tensor._wrap(self.data)
-        t._base = self._base or self
+        t._base = self._root()
         t._base._has_views = True
         return t
 
@@ -441,10 +445,10 @@ class Tensor(Traced):
     # --- reading and writing parts
 
     def __getitem__(self, key: Any) -> Tensor:
-        return index.getitem(self, key=index.raw_key(key))
+        return index.getitem(self, key=index.raw_key(self.data, key))
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._write(index.setitem, value, key=index.raw_key(key))
+        self._write(index.setitem, value, key=index.raw_key(self.data, key))
 
     def __iadd__(self, other: Any) -> Tensor:
         return self._write(ew.add, other)

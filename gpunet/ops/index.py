@@ -12,13 +12,20 @@ from gpunet.ops.op import Traced, op
 from gpunet.ops.shape import expand_dims
 
 
-def raw_key(key: Any) -> Any:
-    """An index expression with its Tensors replaced by their raw arrays."""
+def raw_key(x: Any, key: Any) -> Any:
+    """An index expression for x, with its Tensors, lists and NumPy arrays replaced by raw arrays where x is."""
     if isinstance(key, tuple):
-        return tuple(map(raw_key, key))
-    if isinstance(key, Traced):
-        return key.data  # type: ignore[attr-defined]
-    return np.asarray(key) if isinstance(key, list) else key
+        return tuple(raw_key(x, k) for k in key)
+    if isinstance(key, list):
+        key = np.asarray(key)
+    if isinstance(key, np.ndarray) and not isinstance(x, np.ndarray):
+        backend = backend_of_type(type(x))
+        return backend.from_numpy(key, backend.device_of(x))
+    return key.data if isinstance(key, Traced) else key  # type: ignore[attr-defined]
+
+
+def _raw(x: Any) -> Any:
+    return x.data if isinstance(x, Traced) else x  # type: ignore[attr-defined]
 
 
 def _selects_once(key: Any) -> bool:
@@ -89,7 +96,7 @@ def take(xp, x, indices, *, axis=None):
 
 @take.vjp
 def _(xp, g, _y, _x, indices, *, axis):
-    key = (slice(None),) * ((axis or 0) % _x.ndim) + (raw_key(indices),)
+    key = (slice(None),) * ((axis or 0) % _x.ndim) + (_raw(indices),)
     return _scatter(g, key=key, shape=_x.shape), None
 
 
@@ -101,7 +108,7 @@ def take_along_axis(xp, x, indices, *, axis=-1):
 
 @take_along_axis.vjp
 def _(xp, g, _y, _x, indices, *, axis):
-    return _scatter(g, key=_along(raw_key(indices), _x.shape, axis), shape=_x.shape), None
+    return _scatter(g, key=_along(_raw(indices), _x.shape, axis), shape=_x.shape), None
 
 
 def _along(indices: Any, shape: tuple[int, ...], axis: int) -> tuple[Any, ...]:

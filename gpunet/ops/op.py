@@ -87,6 +87,7 @@ class Op:
         arrays = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in arrays)
         self.arity = len(arrays)
+        self.array_names = tuple(p.name for p in arrays)
         self.param_names = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
         self.defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
         self.derivative: Callable[..., Any] | None = None
@@ -97,9 +98,13 @@ class Op:
         self.implementations: dict[type, Callable[..., Any]] = {}
         update_wrapper(self, reference)
         self.__signature__ = inspect.Signature(parameters)
+        if not self.variadic:  # parameters may be given by position too, after the arrays
+            self._parameters = inspect.Signature(
+                sorted((p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in parameters), key=_has_default)
+            )
 
     def __call__(self, *args: Any, **params: Any) -> Any:
-        if len(args) > self.arity and not self.variadic:
+        if len(args) != self.arity and not self.variadic:
             args, params = self._bind(args, params)
         for a in args:
             if isinstance(a, Traced):
@@ -127,6 +132,7 @@ class Op:
 
         It returns one entry for each input (no tuple where there is one input): an array, None where there is no
         derivative, or a function of no arguments that computes it and is called only if that input wants a gradient.
+        The gradient g of an op with several outputs is a tuple, with None for outputs that have none.
         An entry may have the shape that its input broadcasts to; the tape sums it down.
 
         A parameter named with a leading underscore says that the value is not needed: it is not kept in memory, and
@@ -185,19 +191,23 @@ class Op:
         return dispatch
 
     def _bind(self, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """All arrays by position (None for those left out) and all parameters by name."""
         extra = args[self.arity :]
-        if len(extra) > len(self.param_names):
-            raise TypeError(
-                f"{self.name}: takes at most {self.arity + len(self.param_names)} arguments, got {len(args)}"
-            )
-        for name, value in zip(self.param_names, extra):
-            if name in params:
-                raise TypeError(f"{self.name}: got two values for {name!r}")
-            params[name] = value
-        return args[: self.arity], params
+        if 0 < len(extra) <= len(self.param_names) and not params:
+            return args[: self.arity], dict(zip(self.param_names, extra))
+        try:
+            bound = self._parameters.bind(*args, **params).arguments
+        except TypeError as error:
+            raise TypeError(f"{self.name}: {error}") from None
+        arrays = tuple(bound.pop(name, None) for name in self.array_names)
+        return arrays, bound
 
     def __repr__(self) -> str:
         return f"<op {self.name}{self.__signature__}>"
+
+
+def _has_default(parameter: inspect.Parameter) -> bool:
+    return parameter.default is not parameter.empty
 
 
 def op(reference: Callable[..., Any] | None = None, **flags: bool) -> Any:

@@ -104,14 +104,12 @@ def max_pool(xp, x, *, kernel, stride, padding, dilation, ceil_mode=False):
     out, covered = _geometry(x.shape, kernel, stride, padding, dilation, ceil_mode)
     lowest = xp.finfo(x.dtype).min if x.dtype.kind == "f" else xp.iinfo(x.dtype).min
     source = _padded(xp, x, padding, covered, -xp.inf if x.dtype.kind == "f" else lowest)
-    y = None
-    for _number, window in _windows(kernel, stride, dilation, out):
-        if y is None:
-            y = source[window].copy() if prod(kernel) == 1 else source[window]
-        elif y.base is not None and y.base is source:
-            y = xp.maximum(y, source[window])
-        else:
-            y = xp.maximum(y, source[window], out=y)
+    first, *others = (source[window] for _number, window in _windows(kernel, stride, dilation, out))
+    if not others:
+        return first.copy()
+    y = xp.maximum(first, others[0])
+    for other in others[1:]:
+        xp.maximum(y, other, out=y)
     return y
 
 
@@ -178,7 +176,10 @@ def window_sum(xp, x, *, kernel, stride, padding, ceil_mode=False):
     source = _padded(xp, x, padding, covered, 0)
     y = None
     for _number, window in _windows(kernel, stride, ones, out):
-        y = source[window].copy() if y is None else xp.add(y, source[window], out=y)
+        if y is None:
+            y = source[window].copy()
+        else:
+            y += source[window]
     return y
 
 

@@ -132,7 +132,7 @@ def _(xp, g, y, x, *, axis, dtype, keepdims):
     kept = rows.shape[: len(rest)]
     n = _length(x, axis)
     rows = xp.reshape(rows, shape=(*kept, 1, n))
-    others = prod(xp.where(xp.eye(n, dtype=xp.bool), 1.0, rows), axis=-1)
+    others = prod(xp.where(xp.eye(n, dtype=xp.bool, device=x.device), 1.0, rows), axis=-1)
     others = xp.reshape(others, shape=kept + tuple(x.shape[a] for a in axes))
     order = tuple(rest) + axes
     return g * xp.permute_dims(others, axes=tuple(order.index(a) for a in range(x.ndim)))

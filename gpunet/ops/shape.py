@@ -193,7 +193,7 @@ def _(xp, g, _y, _x, *, shift, axis):
 @op
 def repeat(xp, x, *, repeats, axis=None):
     """Each element `repeats` times, along an axis, or of the flattened array."""
-    return xp.repeat(x, repeats, axis=axis)
+    return xp.repeat(x, repeats if isinstance(repeats, int) else [int(n) for n in repeats], axis=axis)
 
 
 @repeat.vjp
@@ -341,4 +341,4 @@ def to_device(xp, x, *, device, source=None):
 
 @to_device.vjp
 def _(xp, g, _y, _x, *, device, source):
-    return to_device(g, device=source)
+    return to_device(g, device=source, source=device)

@@ -1,0 +1,245 @@
+"""The derivative of every op, first and second order, against finite differences in float64."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpunet as gn
+import gpunet.ops
+from gpunet.ops import conv, elementwise, index, linalg, loss, matmul, norm, pool, random, reduce, shape, softmax
+from gpunet.ops.op import Op
+from tests.gradcheck import check_gradients
+
+rng = np.random.default_rng(1)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return rng.standard_normal(shape)
+
+
+def positive(*shape: int) -> np.ndarray:
+    return rng.uniform(0.5, 2.0, shape)
+
+
+def apart(*shape: int) -> np.ndarray:
+    """Values no two of which are close: extremes are differentiable there."""
+    n = int(np.prod(shape))
+    return rng.permutation(np.linspace(-2, 2, n) + 0.01).reshape(shape)
+
+
+Case = tuple[Callable[..., Any], list[np.ndarray]]
+CASES: dict[str, Case] = {}
+COVERED: set[str] = set()
+
+
+def case(name: str, f: Callable[..., Any], *inputs: np.ndarray, also: tuple[Op, ...] = ()) -> None:
+    """A case named "op" or "op: variant"; `also` names ops that the derivatives of this one run through."""
+    assert name not in CASES
+    CASES[name] = (f, list(inputs))
+    COVERED.add(name.split(":")[0])
+    COVERED.update(o.name for o in also)
+
+
+for op in (
+    elementwise.negative, elementwise.positive, elementwise.abs, elementwise.sign, elementwise.square, elementwise.real,
+    elementwise.conj, elementwise.floor, elementwise.ceil, elementwise.trunc, elementwise.round, elementwise.exp,
+    elementwise.expm1, elementwise.sin, elementwise.cos, elementwise.tan, elementwise.sinh, elementwise.cosh,
+    elementwise.tanh, elementwise.atan, elementwise.asinh, elementwise.relu, elementwise.leaky_relu, elementwise.elu,
+    elementwise.sigmoid, elementwise.softplus, elementwise.silu, elementwise.gelu, elementwise.erf,
+    reduce.sum, reduce.mean, reduce.var, reduce.std, reduce.prod, softmax.softmax, softmax.log_softmax, softmax.logsumexp,
+    shape.copy, shape.flip, shape.matrix_transpose, linalg.diagonal, linalg.vector_norm, shape.tril, shape.triu,
+):  # fmt: skip
+    case(op.name, op, apart(3, 4) * 0.7)
+for op in (
+    elementwise.sqrt, elementwise.log, elementwise.log1p, elementwise.log2, elementwise.log10, elementwise.reciprocal,
+):  # fmt: skip
+    case(op.name, op, positive(3, 4))
+for op in (elementwise.asin, elementwise.acos, elementwise.atanh):
+    case(op.name, op, rng.uniform(-0.8, 0.8, (3, 4)))
+case("acosh", elementwise.acosh, positive(3, 4) + 1)
+case("gelu: tanh", lambda x: elementwise.gelu(x, approximate="tanh"), normal(3, 4))
+case("softplus: beta", lambda x: elementwise.softplus(x, beta=2.0), normal(3, 4))
+for op in (
+    elementwise.add, elementwise.subtract, elementwise.multiply, elementwise.maximum, elementwise.minimum,
+    elementwise.hypot, elementwise.atan2, elementwise.logaddexp, elementwise.copysign,
+):  # fmt: skip
+    case(op.name, op, apart(3, 4), apart(4) + 0.013)
+case("divide", elementwise.divide, normal(3, 4), positive(3, 1))
+case("remainder", elementwise.remainder, normal(3, 4), positive(4))
+case("pow", elementwise.pow, positive(3, 4), normal(4))
+case("pow: number", lambda x: x**3, normal(3, 4))
+case("pow: base", lambda x: 2.0**x, normal(3, 4))
+case("add: numbers", lambda x: 1.0 - (2 + x * 3) / 4.0, normal(3))
+case("where", lambda a, b: elementwise.where(gn.asarray(np.eye(3, dtype=bool)), a, b), normal(3, 3), normal(3))
+case("clip", lambda x: elementwise.clip(x, -0.5, 0.7), apart(3, 4))
+case("clip: arrays", elementwise.clip, apart(3, 4), np.full(4, -0.505), np.full((3, 1), 0.703))
+
+case("sum: axes", lambda x: reduce.sum(x, axis=(0, -1), keepdims=True), normal(2, 3, 4))
+case("mean: axis", lambda x: reduce.mean(x, axis=1), normal(2, 3, 4))
+case("var: correction", lambda x: reduce.var(x, axis=-1, correction=1), normal(2, 5))
+case("std: axis", lambda x: reduce.std(x, axis=0, keepdims=True), normal(4, 3))
+case("max", lambda x: reduce.max(x, axis=1), apart(3, 4))
+case("max: all", reduce.max, apart(3, 4))
+case("min", lambda x: reduce.min(x, axis=0, keepdims=True), apart(3, 4))
+case("prod: zeros", lambda x: reduce.prod(x, axis=(0, 2)), normal(2, 2, 3) * np.array([1, 1, 0.0]))
+case("cumulative_sum", lambda x: reduce.cumulative_sum(x, axis=1, include_initial=True), normal(2, 4))
+case("cumulative_prod", lambda x: reduce.cumulative_prod(x, axis=0), positive(4, 2))
+case("cumulative_prod: initial", lambda x: reduce.cumulative_prod(x, include_initial=True), positive(4))
+case("softmax: axis", lambda x: softmax.softmax(x, axis=0), normal(3, 4), also=(softmax.softmax_grad,))
+case("logsumexp: axis", lambda x: softmax.logsumexp(x, axis=-1), normal(3, 4))
+case("logsumexp: axes", lambda x: softmax.logsumexp(x, axis=(0, 2), keepdims=True), normal(2, 3, 2))
+
+case("reshape", lambda x: shape.reshape(x, (2, -1)) ** 2, normal(3, 4))
+case("permute_dims", lambda x: shape.permute_dims(x, (2, 0, 1)) ** 2, normal(2, 3, 4))
+case("moveaxis", lambda x: shape.moveaxis(x, 0, -1) ** 2, normal(2, 3, 4))
+case("expand_dims", lambda x: shape.expand_dims(x, axis=(0, 2)), normal(3, 4))
+case("squeeze", lambda x: shape.squeeze(x, axis=(0, -1)), normal(1, 3, 1))
+case("broadcast_to", lambda x: shape.broadcast_to(x, (2, 3, 4)) ** 2, normal(3, 1))
+case("concat", lambda a, b: shape.concat([a, b], axis=1) ** 2, normal(2, 3), normal(2, 1))
+case("concat: flattened", lambda a, b: shape.concat([a, b], axis=None) ** 2, normal(2, 3), normal(4))
+case("concat: stack", lambda a, b: shape.stack([a, b], axis=-1) ** 2, normal(2, 3), normal(2, 3))
+case("roll", lambda x: shape.roll(x, shift=(1, 2), axis=(0, 1)) ** 2, normal(3, 4))
+case("repeat", lambda x: shape.repeat(x, 3, axis=1) ** 2, normal(2, 3))
+case("repeat: flattened", lambda x: shape.repeat(x, 2) ** 2, normal(2, 3))
+case("repeat: each", lambda x: shape.repeat(x, np.array([1, 0, 2]), axis=1) ** 2, normal(2, 3))
+case("tile", lambda x: shape.tile(x, (2, 1, 3)) ** 2, normal(2, 3))
+case("pad", lambda x: shape.pad(x, ((1, 0), (2, 1))) ** 2, normal(2, 3))
+for mode in ("reflect", "edge", "wrap"):
+    case(f"pad: {mode}", lambda x, mode=mode: shape.pad(x, ((1, 0), (2, 1)), mode=mode) ** 2, normal(2, 3))
+case("astype", lambda x: shape.astype(x, dtype=np.dtype("float64")), normal(3))
+case("to_device", lambda x: (x * x).to_device("cpu").to_device(x.device) * x, normal(3))
+case("diagonal: offset", lambda x: linalg.diagonal(x, offset=1) ** 2, normal(2, 3, 4), also=(linalg._embed_diagonal,))
+for order in (1, 3, np.inf):
+    case(f"vector_norm: {order}", lambda x, o=order: linalg.vector_norm(x, axis=1, ord=o), apart(3, 4))
+
+case("getitem", lambda x: x[1:, ..., None, ::2] ** 2, normal(3, 4), also=(index._scatter,))
+case("getitem: integers", lambda x: x[np.array([0, 2, 0]), 1] ** 2, normal(3, 4))
+case("getitem: mask", lambda x: x[np.eye(3, dtype=bool)] ** 2, normal(3, 3))
+case("setitem", lambda x, v: index.setitem(x, v, key=(slice(None), 1)) ** 2, normal(3, 4), normal(3))
+case("take", lambda x: index.take(x, gn.asarray(np.array([[1, 0], [1, 1]])), axis=1) ** 2, normal(3, 2))
+case("take_along_axis", lambda x: index.take_along_axis(x, gn.asarray([[0, 0], [2, 1]]), axis=1) ** 2, normal(2, 3))
+case("take_along_axis: sort", lambda x: index.sort(x, axis=0, descending=True) ** 2, apart(4, 3))
+
+case("matmul", matmul.matmul, normal(3, 4), normal(4, 2))
+case("matmul: batched", matmul.matmul, normal(2, 1, 3, 4), normal(5, 4, 2))
+case("matmul: vectors", matmul.matmul, normal(4), normal(4))
+case("matmul: row", matmul.matmul, normal(4), normal(2, 4, 3))
+case("matmul: column", matmul.matmul, normal(2, 3, 4), normal(4))
+case("matmul: tensordot", lambda a, b: matmul.tensordot(a, b, axes=((0, 2), (1, 0))), normal(2, 3, 4), normal(4, 2, 2))
+case("matmul: vecdot", lambda a, b: matmul.vecdot(a, b, axis=0), normal(4, 3), normal(4, 3))
+case("linear", matmul.linear, normal(5, 3), normal(2, 3), normal(2))
+case("linear: batched", lambda x, w: matmul.linear(x, w), normal(2, 2, 3), normal(2, 3))
+case("linear: vector", matmul.linear, normal(3), normal(2, 3), normal(2))
+case("einsum", lambda a, b: matmul.einsum("bik,bkj->bij", a, b), normal(2, 3, 4), normal(2, 4, 2))
+case("einsum: sums", lambda a, b: matmul.einsum("ij,jk->k", a, b), normal(2, 3), normal(3, 4))
+case("einsum: outer", lambda a, b, c: matmul.einsum("i,j,j", a, b, c), normal(2), normal(3), normal(3))
+
+CONV = {
+    "conv: plain": ((2, 3, 5, 6), (4, 3, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    "conv: strided": ((2, 4, 7, 6), (2, 4, 3, 2), (2, 3), ((1, 0), (0, 2)), (1, 2), 1),
+    "conv: grouped": ((2, 4, 5, 5), (6, 2, 3, 3), (1, 1), ((0, 0), (1, 1)), (1, 1), 2),
+    "conv: depthwise": ((2, 4, 5), (4, 1, 3), (2,), ((1, 1),), (1,), 4),
+    "conv: wide padding": ((1, 4, 3), (2, 4, 2), (1,), ((3, 2),), (1,), 1),
+    "conv: three axes": ((1, 2, 3, 4, 3), (2, 2, 2, 2, 2), (1, 2, 1), ((0, 0), (1, 1), (0, 1)), (1, 1, 1), 1),
+}
+for name, (x, w, stride, padding, dilation, groups) in CONV.items():
+    how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    case(
+        name,
+        lambda x, w, b, how=how: conv.conv(x, w, b, **how),
+        normal(*x), normal(*w), normal(w[0]),
+        also=(conv.conv_input_grad, conv.conv_weight_grad),
+    )  # fmt: skip
+case(
+    "conv_input_grad: alone",
+    lambda g, w: conv.conv_input_grad(
+        g, w, shape=(2, 4, 7), stride=(2,), padding=((1, 1),), dilation=(1,), groups=2
+    ),
+    normal(2, 2, 4), normal(2, 2, 3),
+)  # fmt: skip
+
+POOL = {
+    "plain": {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0)},
+    "overlapping": {"kernel": (3, 2), "stride": (2, 1), "padding": (1, 0)},
+    "ceil": {"kernel": (2, 3), "stride": (2, 2), "padding": (1, 1), "ceil_mode": True},
+}
+for name, options in POOL.items():
+    case(
+        f"max_pool: {name}",
+        lambda x, o=options: pool.max_pool(x, dilation=(1, 1), **o),
+        apart(2, 3, 5, 6),
+        also=(pool.unpool, pool.pick),
+    )
+    for counted in (True, False):
+        case(
+            f"window_sum: average, {name}, {counted}",
+            lambda x, o=options, c=counted: pool.avg_pool(x, **o, count_include_pad=c),
+            normal(2, 3, 5, 6),
+            also=(pool.spread,),
+        )
+case(
+    "max_pool: dilated",
+    lambda x: pool.max_pool(x, kernel=(2,), stride=(1,), padding=(0,), dilation=(2,)),
+    apart(2, 3, 5),
+)
+case("window_sum: adaptive", lambda x: pool.adaptive_avg_pool(x, output_size=(2, 3)), normal(2, 3, 5, 4))
+
+case(
+    "normalize",
+    lambda x, w, b: norm.batch_norm(x, w, b, eps=1e-5, statistics=None),
+    normal(4, 3, 2, 2),
+    normal(3),
+    normal(3),
+)
+case(
+    "normalize: layer",
+    lambda x, w, b: norm.layer_norm(x, (3, 4), w, b, eps=1e-5),
+    normal(2, 3, 4),
+    normal(3, 4),
+    normal(3, 4),
+)
+case("normalize: bare", lambda x: norm.normalize(x, axes=(1,), eps=1e-3), normal(3, 4))
+
+TARGET = np.array([2, 0, -100, 1])
+WEIGHT = np.array([0.5, 2.0, 1.0])
+for name, options in {"": {}, ": smoothed": {"label_smoothing": 0.1}}.items():
+    case(
+        "cross_entropy" + name,
+        lambda x, o=options: loss.cross_entropy(x, gn.asarray(TARGET), **o),
+        normal(4, 3),
+        also=(loss.cross_entropy_grad,),
+    )
+    case(
+        f"cross_entropy: weighted{name}",
+        lambda x, o=options: loss.cross_entropy(x, gn.asarray(TARGET), gn.asarray(WEIGHT), **o),
+        normal(4, 3),
+    )
+case("dropout", lambda x: random.dropout(x, p=0.4, key=random.Key(3, (0, 0, 0), 5)), normal(5, 4))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    f, inputs = CASES[name]
+    monkeypatch.setattr("gpunet.creation._device", gn.Device(device))  # where the cases' constants go
+    check_gradients(f, inputs, device=device)
+
+
+def all_ops() -> dict[str, Op]:
+    modules = [importlib.import_module(f"gpunet.ops.{m.name}") for m in pkgutil.iter_modules(gpunet.ops.__path__)]
+    return {o.name: o for module in modules for o in vars(module).values() if isinstance(o, Op)}
+
+
+def test_every_op_with_a_derivative_is_checked() -> None:
+    differentiable = {name for name, o in all_ops().items() if o.derivative is not None}
+    assert differentiable - COVERED == set()
+
+
+@pytest.mark.parametrize("name", sorted(all_ops()))
+def test_every_op_says_what_it_is(name: str) -> None:
+    assert name.startswith("_") or all_ops()[name].__doc__ or all_ops()[name].reference.__name__.startswith("_")
