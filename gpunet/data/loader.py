@@ -12,7 +12,7 @@ from gpunet.data.collate import collate, to_tensors
 from gpunet.data.dataset import Indexable, get_batch
 from gpunet.data.sampler import BatchSampler, RandomSampler, SequentialSampler, check_positive
 from gpunet.data.transforms import is_batched
-from gpunet.data.workers import WorkerPool
+from gpunet.data.workers import WorkerPool, start_methods
 
 # What a random stream belongs to, beside the seed and the epoch: the order, a sample (by its index), a batch (by its
 # number in the epoch).
@@ -72,6 +72,8 @@ class DataLoader:
         check_positive("DataLoader", "prefetch_factor", prefetch_factor)
         if timeout < 0:
             raise ValueError(f"DataLoader: timeout must be a number of seconds >= 0, got {timeout!r}")
+        if start_method is not None and start_method not in (known := start_methods()):
+            raise ValueError(f"DataLoader: start_method must be one of {known} here, got {start_method!r}")
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise TypeError(
                 f"DataLoader: the dataset needs len() and [index]; {type(dataset).__name__} does not have them"

@@ -102,6 +102,13 @@ class WorkerPool:
             sentinels[ready[0]].raise_death()
 
 
+def start_methods() -> list[str]:
+    """The ways to start a process that this system has."""
+    import multiprocessing
+
+    return multiprocessing.get_all_start_methods()
+
+
 def default_start_method() -> str:
     """ "fork" on Linux, "spawn" elsewhere.
 
