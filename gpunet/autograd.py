@@ -322,13 +322,14 @@ def _mixed(op: Op, args: tuple[Any, ...]) -> Exception:
     )
 
 
+_OURS: dict[type[Exception], type[Exception]] = {IndexError: IndexError, ValueError: ShapeError, TypeError: DTypeError}
+
+
 def _explain(op: Op, args: tuple[Any, ...], params: dict[str, Any], error: Exception) -> Exception:
     """The array library's error, told in terms of the op that the user called."""
     given = describe(args)
     options = ", ".join(f"{k}={v!r}" for k, v in params.items() if not hasattr(v, "shape"))
-    kind: type[Exception] = {ValueError: ShapeError, TypeError: DTypeError}.get(type(error), type(error))
-    if isinstance(error, IndexError):
-        kind = IndexError
+    kind = next(ours for theirs, ours in _OURS.items() if isinstance(error, theirs))
     what = str(error)
     if "broadcast" in what:
         what = "these shapes do not broadcast together"

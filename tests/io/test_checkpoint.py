@@ -144,9 +144,9 @@ def test_another_model_is_refused_with_every_difference_and_nothing_changed(tmp_
     with pytest.raises(ValueError, match=r"checkpoint '.*c' is of a different model") as error:
         io.load_checkpoint(tmp_path / "c", model=other)
     text = str(error.value)
-    assert "missing in the file: 3.weight" in text
-    assert "unexpected in the file: 4.bias" in text
-    assert "0.weight: shape (5, 4) in the file, (7, 4) in the model" in text
+    assert "missing: 3.weight (2, 7)" in text
+    assert "unexpected: 4.bias (2,)" in text
+    assert "wrong shape: 0.weight is (7, 4), the state has (5, 4)" in text
     assert "1.weight" not in text
     assert all(np.array_equal(value, before[name]) for name, value in weights(other).items())
 

@@ -163,7 +163,7 @@ def test_two_class_metrics_know_what_the_loss_takes():
         scores = train.predict(model, X).numpy()[:, 0]
         result = train.evaluate(model, (X, target), loss=loss)["accuracy"]
         assert result == np.mean((scores > (0 if loss.endswith("logits") else 0.5)) == Y)
-        assert history["accuracy"][-1] > 0.85
+        assert history["accuracy"][-1] > 0.8
 
 
 def test_progress_lines(capsys):

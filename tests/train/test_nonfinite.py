@@ -121,7 +121,7 @@ def test_the_search_leaves_no_trace():
     with gn.no_grad(), np.errstate(all="ignore"):
         model(gn.asarray(X))
     assert model[1][1].calls == calls + 1
-    assert not any(module._forward_hooks for module in model.modules())
+    assert not any(module._hooks for module in model.modules())
 
 
 def test_last_good_checkpoint_stays(tmp_path):

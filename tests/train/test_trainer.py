@@ -116,8 +116,8 @@ def test_bad_data():
     for share in (-0.1, 1.0, 1.5):
         with pytest.raises(ValueError, match=rf"fit: validation_split must be in \[0, 1\), got {share:g}"):
             t.fit(X, Y, validation_split=share)
-    with pytest.raises(ValueError, match=r"validation_split=0\.001 of 50 samples leaves one part empty"):
-        t.fit(X, Y, validation_split=0.001)
+    with pytest.raises(ValueError, match=r"validation_split=0\.999 of 50 samples leaves one part empty"):
+        t.fit(X, Y, validation_split=0.999)
     with pytest.raises(ValueError, match="give validation_data or validation_split, not both"):
         t.fit(X, Y, validation_split=0.5, validation_data=(X, Y))
     with pytest.raises(ValueError, match="validation_split needs arrays or a Dataset, got a DataLoader"):
