@@ -77,8 +77,8 @@ def load_checkpoint(
     Raises:
         FileFormatError: the file is truncated, damaged or not a checkpoint.
         KeyError: a part was asked for that the checkpoint does not have.
-        ValueError: the model's parameters are not those of the checkpoint; the missing, unexpected and mis-shaped ones
-            are listed, and nothing has been changed.
+        ValueError: a part does not fit its state. For the model, the missing, unexpected and mis-shaped parameters are
+            listed, and nothing has been changed.
     """
     tree = _read(path)
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "loader": loader}
@@ -86,10 +86,11 @@ def load_checkpoint(
     for name in wanted:
         if name not in tree:
             raise KeyError(f"checkpoint {os.fspath(path)!r} has no {name}; it has {', '.join(sorted(tree))}")
-    if model is not None:
-        _check_model(os.fspath(path), tree["model"], model.state_dict())
-    for name, part in wanted.items():
-        part.load_state_dict(tree[name])
+    for name, part in wanted.items():  # the model first: it changes nothing unless everything fits
+        try:
+            part.load_state_dict(tree[name])
+        except ValueError as error:
+            raise ValueError(f"checkpoint {os.fspath(path)!r} is of a different {name}: {error}") from error
     if random:
         gn.random.generator().load_state_dict(tree["random"])
     return tree
@@ -117,18 +118,6 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
         if isinstance(error, FileFormatError):
             raise
         raise FileFormatError(f"{where}: the checkpoint's header is damaged: {error!r}") from error
-
-
-def _check_model(path: str, saved: dict[str, Any], current: dict[str, Any]) -> None:
-    problems = [f"missing in the file: {name}" for name in current if name not in saved]
-    problems += [f"unexpected in the file: {name}" for name in saved if name not in current]
-    problems += [
-        f"{name}: shape {tuple(saved[name].shape)} in the file, {tuple(value.shape)} in the model"
-        for name, value in current.items()
-        if name in saved and tuple(saved[name].shape) != tuple(value.shape)
-    ]
-    if problems:
-        raise ValueError(f"checkpoint {path!r} is of a different model:\n  " + "\n  ".join(problems))
 
 
 # A tree as JSON. JSON's own lists, strings, numbers, booleans and null stand for themselves; everything else is an

@@ -160,7 +160,7 @@ def _split(data: Any, validation_data: Any, share: float) -> tuple[Subset, Subse
         raise ValueError(
             f"fit: validation_split needs arrays or a Dataset, got a {type(data).__name__}: split it before"
         )
-    kept = int(len(data) * (1 - share))
+    kept = int(len(data) * (1 - share) + 1e-9)  # 10 * (1 - 0.9) is a little less than 1
     if not 0 < kept < len(data):
         raise ValueError(f"fit: validation_split={share:g} of {len(data)} samples leaves one part empty")
     return Subset(data, range(kept)), Subset(data, range(kept, len(data)))

@@ -44,7 +44,7 @@ def play(callback, name, values):
     [
         ("loss", [3, 2, 1, 1, 1, 1], {"patience": 2}, 4, 2),
         ("loss", [3, 2, 2.5, 2.2, 1.9, 2, 2], {"patience": 2}, 3, 1),
-        ("loss", [3, 2.95, 2.9, 2.5], {"patience": 2, "min_delta": 0.1}, 2, 0),
+        ("loss", [3, 2.95, 2.92, 2.5], {"patience": 2, "min_delta": 0.1}, 2, 0),
         ("accuracy", [0.5, 0.6, 0.6, 0.5], {"patience": 2}, 3, 1),
         ("top5", [0.5, 0.6, 0.6, 0.5], {"patience": 2}, 3, 1),
         ("mse", [3, 1, 2, 2], {"patience": 2}, 3, 1),

@@ -151,11 +151,9 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
 
 
 def start(folder, epochs):
-    here = Path(__file__)
-    command = [sys.executable, str(here.with_name("crash_run.py")), str(folder), str(epochs)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(here.parents[2])}
-    )
+    command = [sys.executable, str(Path(__file__).with_name("crash_run.py")), str(folder), str(epochs)]
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path})
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
