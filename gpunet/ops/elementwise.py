@@ -268,6 +268,17 @@ def _(xp, g, _y, x, *, alpha):
 
 
 @op
+def hardtanh(xp, x, *, min_val=-1.0, max_val=1.0):
+    """x limited to the interval from min_val to max_val. Its derivative at the ends is taken to be 0, as relu's."""
+    return xp.clip(x, min_val, max_val)
+
+
+@hardtanh.vjp
+def _(xp, g, y, _x, *, min_val, max_val):
+    return g * ((y > min_val) & (y < max_val))
+
+
+@op
 def sigmoid(xp, x):
     """1 / (1 + exp(-x)), computed as (1 + tanh(x / 2)) / 2, which cannot overflow."""
     if x.dtype.kind in "iub":

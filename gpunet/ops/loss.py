@@ -74,3 +74,29 @@ def _(xp, gg, _y, g, x, target, weight, *, label_smoothing, ignore_index):
         None,
         None,
     )
+
+
+@op
+def binary_cross_entropy(xp, x, target):
+    """-(target * log(x) + (1 - target) * log(1 - x)), element by element, the logarithms limited to -100.
+
+    Args:
+        x: probabilities, floating-point.
+        target: of the shape of x, in [0, 1].
+    """
+    return (target - 1.0) * _log(xp, 1.0 - x) - target * _log(xp, x)
+
+
+@binary_cross_entropy.vjp
+def _(xp, g, _y, x, target):
+    def to_x() -> Any:
+        least = max(1e-12, float(xp.finfo(x.dtype).tiny))  # keeps it finite where x is 0 or 1
+        return g * (x - target) / xp.maximum(x * (1.0 - x), least)
+
+    return to_x, (lambda: g * (_log(xp, 1.0 - x) - _log(xp, x)))
+
+
+def _log(xp: Any, p: Any) -> Any:
+    """log(p), but not below -100; NaN where p is."""
+    zero = p <= 0
+    return xp.where(zero, -100.0, xp.maximum(xp.log(xp.where(zero, 1.0, p)), -100.0))

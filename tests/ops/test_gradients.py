@@ -64,6 +64,7 @@ for op in (elementwise.asin, elementwise.acos, elementwise.atanh):
     case(op.name, op, rng.uniform(-0.8, 0.8, (3, 4)))
 case("acosh", elementwise.acosh, positive(3, 4) + 1)
 case("gelu: tanh", lambda x: elementwise.gelu(x, approximate="tanh"), normal(3, 4))
+case("hardtanh", lambda x: elementwise.hardtanh(x, min_val=-0.5, max_val=0.7) ** 2, apart(3, 4))
 case("softplus: beta", lambda x: elementwise.softplus(x, beta=2.0), normal(3, 4))
 for op in (
     elementwise.add, elementwise.subtract, elementwise.multiply, elementwise.maximum, elementwise.minimum,
@@ -220,6 +221,7 @@ for name, options in {"": {}, ": smoothed": {"label_smoothing": 0.1}}.items():
         lambda x, o=options: loss.cross_entropy(x, gn.asarray(TARGET), gn.asarray(WEIGHT), **o),
         normal(4, 3),
     )
+case("binary_cross_entropy", loss.binary_cross_entropy, rng.uniform(0.1, 0.9, (3, 4)), rng.uniform(0.1, 0.9, (3, 4)))
 case("dropout", lambda x: random.dropout(x, p=0.4, key=random.Key(3, (0, 0, 0), 5)), normal(5, 4))
 
 
