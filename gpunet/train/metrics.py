@@ -97,26 +97,28 @@ class Mean(Metric):
     def __init__(self, name: str = "mean") -> None:
         super().__init__(name)
 
-    def update(self, value: Any, count: float = 1) -> None:  # type: ignore[override]
+    def update(self, value: Any, count: float = 1) -> None:
         """Take in `value`, a number or a 0-d array, with the weight `count`."""
-        value = value.data if isinstance(value, Tensor) else value
-        total = value * count if isinstance(value, int | float) else value.astype("float64") * count
-        self._totals = self._combine(self._totals, {"sum": total, "count": count})
+        super().update(value, count)
+
+    def _measure(self, value: Any, count: float) -> Totals:
+        return _weighted(value, count)
 
     def _result(self, totals: Totals) -> Any:
         return totals["sum"] / totals["count"] if totals["count"] else float("nan")
 
 
-class MeanOf(Mean):
+class MeanOf(Metric):
     """The mean over samples of a function (pred, target) -> mean of a batch, to use any function as a metric."""
 
     def __init__(self, function: Callable[[Any, Any], Any], name: str | None = None) -> None:
-        super().__init__(name or getattr(function, "__name__", type(function).__name__))
+        super().__init__(name or str(getattr(function, "__name__", type(function).__name__)))
         self.function = function
 
-    def update(self, pred: Any, target: Any) -> None:
-        """Take in one batch."""
-        super().update(self.function(pred, target), len(target))
+    def _measure(self, pred: Any, target: Any) -> Totals:
+        return _weighted(self.function(pred, target), len(target))
+
+    _result = Mean._result
 
 
 # --- classification
@@ -200,10 +202,9 @@ class Accuracy(_Classification):
 
     def _measure(self, pred: Any, target: Any) -> Totals:
         p, t, _ = self._classes(pred, target)
-        return {"correct": (p == t).sum(), "count": t.size}
+        return {"sum": (p == t).sum(), "count": t.size}
 
-    def _result(self, totals: Totals) -> Any:
-        return totals["correct"] / totals["count"] if totals["count"] else float("nan")
+    _result = Mean._result
 
 
 class TopKAccuracy(_Classification):
@@ -235,9 +236,9 @@ class TopKAccuracy(_Classification):
         self._check_range(t, classes)
         own = xp.take_along_axis(p, t[:, None], axis=1)
         ahead = ~(p <= own) | ((p == own) & (xp.arange(classes) < t[:, None]))
-        return {"correct": (ahead.sum(axis=1) < self.k).sum(), "count": t.size}
+        return {"sum": (ahead.sum(axis=1) < self.k).sum(), "count": t.size}
 
-    _result = Accuracy._result
+    _result = Mean._result
 
 
 class ConfusionMatrix(_Classification):
@@ -486,6 +487,11 @@ def _arrays(pred: Any, target: Any) -> tuple[Any, Any]:
     p, t = (x.data if isinstance(x, Tensor) else x for x in (pred, target))
     p, t = (np.asarray(x) if isinstance(x, list | tuple | int | float) else x for x in (p, t))
     return p, _beside(t, p)
+
+
+def _weighted(value: Any, count: float) -> Totals:
+    value = value.data if isinstance(value, Tensor) else value
+    return {"sum": (value if isinstance(value, int | float) else value.astype("float64")) * count, "count": count}
 
 
 def _module(array: Any) -> Any:

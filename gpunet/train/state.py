@@ -89,12 +89,14 @@ class State:
         value = number(self.logs.get(name))
         if value is None:
             have = ", ".join(key for key, value in self.logs.items() if number(value) is not None)
-            hint = " (fit was given no validation_data)" if name.startswith("val_") and not self.validation_data else ""
+            lacks = name.startswith("val_") and self.validation_data is None
+            hint = " (fit was given no validation_data)" if lacks else ""
             raise ValueError(f"{who}: there is no value {name!r}{hint}; there is: {have}")
         return value
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint from which `restore` goes on exactly here."""
+        validation: Any = self.validation_data
         io.save_checkpoint(
             path,
             model=self.model,
@@ -107,9 +109,7 @@ class State:
                 "step": self.step,
                 "stop": self.stop,
                 "metrics": {metric.name: metric.state_dict() for metric in (self.mean_loss, *self.metrics)},
-                "validation": self.validation_data.state_dict()
-                if hasattr(self.validation_data, "state_dict")
-                else None,
+                "validation": validation.state_dict() if hasattr(validation, "state_dict") else None,
                 "callbacks": [[type(callback).__name__, callback.state_dict()] for callback in self.callbacks],
             },
         )
@@ -132,8 +132,9 @@ class State:
             )
         self.epoch, self.history = saved["epoch"], History(saved["history"])
         self.batch, self.step, self.stop = extra["batch"], extra["step"], extra["stop"]
-        if extra["validation"] is not None and hasattr(self.validation_data, "load_state_dict"):
-            self.validation_data.load_state_dict(extra["validation"])
+        validation: Any = self.validation_data
+        if extra["validation"] is not None and hasattr(validation, "load_state_dict"):
+            validation.load_state_dict(extra["validation"])
         for metric in (self.mean_loss, *self.metrics):
             metric.load_state_dict(extra["metrics"].get(metric.name, {}))
         waiting = list(self.callbacks)
