@@ -65,7 +65,9 @@ def _require_equal(forms: Sequence[Any], indices: Sequence[int], field: str) -> 
     """forms: what must be equal of each sample: its shape, its number of fields, its keys; or its type, without them."""
     for form, index in zip(forms, indices):
         if form != forms[0]:
-            advice = "; bring them to one shape (resize, crop, pad), or pass a collate_fn" if type(form) is tuple else ""
+            advice = (
+                "; bring them to one shape (resize, crop, pad), or pass a collate_fn" if type(form) is tuple else ""
+            )
             raise ShapeError(
                 f"collate: the samples of a batch differ{_in(field)}: sample {indices[0]} has {_describe(forms[0])}, "
                 f"sample {index} has {_describe(form)}{advice}"

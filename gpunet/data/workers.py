@@ -123,13 +123,21 @@ def default_start_method() -> str:
     return "fork" if sys.platform == "linux" else "spawn"
 
 
+class _Lease(weakref.ref[np.ndarray]):
+    """Refers to the array that keeps a block of shared memory in use."""
+
+    block: int
+
+
 class _Worker:
     """The parent's side of one worker: its process, its connection, and the shared memory it sends batches in."""
 
     def __init__(self, number: int, context: Any, function: Callable[..., Any]):
         self.number = number
-        self.pending: set[int] = set()
+        self.pending: dict[int, int] = {}  # task -> the block its result may use
         self._memory: dict[int, mmap.mmap] = {}
+        self._leases: dict[int, _Lease] = {}
+        self._ended: list[_Lease] = []
         self._free: list[int] = []
         self._blocks = 0
         self.connection: Connection
@@ -142,27 +150,31 @@ class _Worker:
         theirs.close()
 
     def send(self, sequence: int, task: tuple[Any, ...]) -> None:
-        block = self._free.pop() if self._free else self._blocks
-        self._blocks = max(self._blocks, block + 1)
+        while self._ended:
+            self._free.append(self._ended.pop().block)
+        if not self._free:
+            self._free.append(self._blocks)
+            self._blocks += 1
+        block = self._free.pop()
         try:
             self.connection.send((sequence, block, task))
         except OSError:
             self.raise_death()
-        self.pending.add(sequence)
+        self.pending[sequence] = block
 
     def receive(self, results: dict[int, Any]) -> None:
         try:
-            sequence, head, sizes, block, created = pickle.loads(self.connection.recv_bytes())
-            if block is None:
-                buffers: list[Any] = [bytearray(size) for size in sizes]
-                for buffer in buffers:
-                    if buffer:
-                        self.connection.recv_bytes_into(buffer)
+            sequence, head, sizes, shared, created = pickle.loads(self.connection.recv_bytes())
+            block = self.pending.pop(sequence)
+            if shared:
+                buffers: list[Any] = self._views(block, sizes, created)
             else:
-                buffers = self._views(block, sizes, created)
+                self._free.append(block)
+                buffers = [bytearray(size) for size in sizes]
+                for buffer in filter(None, buffers):
+                    self.connection.recv_bytes_into(buffer)
         except (EOFError, OSError):
             self.raise_death()
-        self.pending.discard(sequence)
         results[sequence] = pickle.loads(head, buffers=buffers)
 
     def _views(self, block: int, sizes: list[int], created: int) -> list[np.ndarray]:
@@ -173,8 +185,10 @@ class _Worker:
             self._memory[block] = mmap.mmap(descriptor, created)
             os.close(descriptor)
         whole = np.frombuffer(self._memory[block], np.uint8)
-        # Every array of the batch keeps `whole` alive; when the last is gone, so is `whole`, and the block is free.
-        weakref.finalize(whole, self._free.append, block).atexit = False
+        # Every array of the batch keeps `whole` alive; when the last is gone, so is `whole`, and the lease ends. The
+        # callback is not a Python function on purpose: Ctrl-C within one would be printed and forgotten.
+        self._leases[block] = lease = _Lease(whole, self._ended.append)
+        lease.block = block
         return [whole[start : start + size] for start, size in zip(_offsets(sizes), sizes)]
 
     def raise_death(self) -> NoReturn:
@@ -281,7 +295,7 @@ def _send(connection: Connection, sequence: int, result: Any, block: int, memory
     sizes = [view.nbytes for view in raw]
     *starts, total = _offsets(sizes)
     if total == 0 or not hasattr(os, "memfd_create"):  # only Linux has memory without a name
-        connection.send_bytes(pickle.dumps((sequence, head, sizes, None, 0)))
+        connection.send_bytes(pickle.dumps((sequence, head, sizes, False, 0)))
         for view in raw:
             if view.nbytes:
                 connection.send_bytes(view)
@@ -294,7 +308,7 @@ def _send(connection: Connection, sequence: int, result: Any, block: int, memory
         memory[block] = mmap.mmap(descriptor, created)
     for view, start in zip(raw, starts):
         memory[block][start : start + view.nbytes] = view
-    connection.send_bytes(pickle.dumps((sequence, head, sizes, block, created)))
+    connection.send_bytes(pickle.dumps((sequence, head, sizes, True, created)))
     if created:
         from multiprocessing.reduction import send_handle
 

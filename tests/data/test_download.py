@@ -68,7 +68,9 @@ def test_broken_connection_is_continued(site, file, tmp_path):
 
 def test_connection_that_keeps_breaking(site, file, tmp_path):
     site.breaks, site.break_after = 99, 1000
-    with pytest.raises(OSError, match=r"could not download a\.bin:\n .*the connection ended after 3000 of 600000 bytes"):
+    with pytest.raises(
+        OSError, match=r"could not download a\.bin:\n .*the connection ended after 3000 of 600000 bytes"
+    ):
         file.fetch(tmp_path)
     assert (tmp_path / "a.bin.part").read_bytes() == CONTENT[:3000]  # for the next time
     assert not (tmp_path / "a.bin").exists()
@@ -82,7 +84,9 @@ def test_broken_connection_without_a_length(site, file, tmp_path):
 
 def test_wrong_content_of_the_right_size(site, file, tmp_path):
     site.files["/a.bin"] = CONTENT[:-1] + b"?"
-    with pytest.raises(FileFormatError, match=r"the file's SHA-256 is [0-9a-f]{64}, and that of the published a\.bin is"):
+    with pytest.raises(
+        FileFormatError, match=r"the file's SHA-256 is [0-9a-f]{64}, and that of the published a\.bin is"
+    ):
         file.fetch(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -145,7 +149,9 @@ def test_checked(tmp_path):
     (tmp_path / "a.bin").write_bytes(CONTENT)
     assert remote().checked(tmp_path / "a.bin") == tmp_path / "a.bin"
     (tmp_path / "a.bin").write_bytes(CONTENT[:-1])
-    with pytest.raises(FileFormatError, match=r"not the published a\.bin but a truncated or changed one: it has 599999"):
+    with pytest.raises(
+        FileFormatError, match=r"not the published a\.bin but a truncated or changed one: it has 599999"
+    ):
         remote().checked(tmp_path / "a.bin")
 
 

@@ -113,7 +113,9 @@ def test_killed_worker():
             os.kill(os.getpid(), signal.SIGKILL)
         return index
 
-    with pytest.raises(RuntimeError, match=r"worker [01] \(pid \d+\) was killed by SIGKILL, as the kernel does when mem"):
+    with pytest.raises(
+        RuntimeError, match=r"worker [01] \(pid \d+\) was killed by SIGKILL, as the kernel does when mem"
+    ):
         list(DataLoader(Calls(die), num_workers=2))
     assert no_children()
 
@@ -195,6 +197,17 @@ def test_batches_of_varying_size():
     batches = list(DataLoader(Calls(lambda i: (i * 7) % 12), num_workers=2, collate_fn=collate))
     assert [len(b) for b in batches] == [1000 * ((i * 7) % 12) for i in range(12)]
     assert all(np.array_equal(b.numpy(), np.arange(len(b))) for b in batches)
+
+
+def test_blocks_of_batches_without_arrays_are_used_again():
+    def collate(samples):
+        return np.zeros(10_000) if samples[0] % 2 else ["text"]
+
+    most = 0
+    for batch in DataLoader(Calls(lambda i: i, count=200), num_workers=1, collate_fn=collate):
+        most = max(most, mapped_blocks())
+        assert isinstance(batch, list) or batch.shape == (10_000,)
+    assert 0 < most <= 4
 
 
 def test_without_anonymous_shared_memory(monkeypatch):
