@@ -607,7 +607,7 @@ def cross_entropy(
         ValueError: another reduction, or a label_smoothing out of range.
     """
     name = "cross_entropy"
-    _check_reduction(name, reduction)
+    check_reduction(name, reduction)
     _check_predictions(name, x)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"{name}: label_smoothing is a share, from 0 to 1, got {label_smoothing}")
@@ -645,7 +645,7 @@ def nll_loss(
 
     Arguments and errors as of `cross_entropy` with class indices.
     """
-    _check_reduction("nll_loss", reduction)
+    check_reduction("nll_loss", reduction)
     _check_predictions("nll_loss", x)
     classes = _Classes("nll_loss", x, gn.asarray(target), weight, ignore_index)
     picked = gn.take_along_axis(classes.rows, classes.indices[:, None], axis=1)[:, 0]
@@ -810,7 +810,7 @@ def kl_div(x: Tensor, target: Tensor, reduction: str = "mean", log_target: bool 
         DTypeError: x is not floating-point.
         ValueError: another reduction.
     """
-    target = _target_of("kl_div", x, target, reduction, (*_REDUCTIONS, "batchmean"))
+    target = _target_of("kl_div", x, target, reduction, KL_REDUCTIONS)
     if log_target:
         terms = gn.exp(target) * (target - x)
     else:
@@ -822,7 +822,8 @@ def kl_div(x: Tensor, target: Tensor, reduction: str = "mean", log_target: bool 
 
 # --- what the losses share
 
-_REDUCTIONS = ("none", "mean", "sum")
+REDUCTIONS = ("none", "mean", "sum")
+KL_REDUCTIONS = (*REDUCTIONS, "batchmean")
 
 
 def _reduce(losses: Tensor, reduction: str) -> Tensor:
@@ -831,7 +832,7 @@ def _reduce(losses: Tensor, reduction: str) -> Tensor:
     return gn.mean(losses) if reduction == "mean" else gn.sum(losses)
 
 
-def _check_reduction(name: str, reduction: str, known: tuple[str, ...] = _REDUCTIONS) -> None:
+def check_reduction(name: str, reduction: str, known: tuple[str, ...] = REDUCTIONS) -> None:
     if reduction not in known:
         raise ValueError(f"{name}: reduction must be one of {', '.join(map(repr, known))}, got {reduction!r}")
 
@@ -847,10 +848,10 @@ def _check_predictions(name: str, x: Tensor) -> None:
 
 
 def _target_of(
-    name: str, x: Tensor, target: Tensor, reduction: str, reductions: tuple[str, ...] = _REDUCTIONS
+    name: str, x: Tensor, target: Tensor, reduction: str, reductions: tuple[str, ...] = REDUCTIONS
 ) -> Tensor:
     """`target` in the dtype of the predictions x, of whose shape it is."""
-    _check_reduction(name, reduction, reductions)
+    check_reduction(name, reduction, reductions)
     _check_predictions(name, x)
     target = gn.asarray(target)
     if target.shape != x.shape:
