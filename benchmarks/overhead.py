@@ -2,8 +2,8 @@
 
     python benchmarks/overhead.py [--json FILE]
 
-Times a chain of 1,000 additions of an (8, 8) float32 array, forward and backward, and other small steps, each the median
-of interleaved rounds on one thread. PyTorch's column is left out where it is not installed.
+Times a chain of 1,000 additions of an (8, 8) float32 array, forward and backward, and other small steps, each the
+median of interleaved rounds on one thread. PyTorch's column is left out where it is not installed.
 """
 
 from __future__ import annotations

@@ -189,53 +189,65 @@ def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
 
 
 def record_binary(op: Op, a: Any, b: Any) -> Any:
-    """`record` of an op on two arrays: what the operators call. Unrolled for two Tensors, since it is the hottest path."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        x, z = a.data, b.data
-        kind = type(x)
-        if type(z) is kind and kind in op.implementations:
-            try:
-                y = op.implementations[kind](x, z)
-            except Exception:
-                return record(op, (a, b), {})  # which fails again, and explains why
-            if type(y) is not kind:
-                y = backend_of_type(type(y)).array_from(y)
-            out = _new(Tensor)
-            out.data = y
-            first, second = a._node, b._node
-            if (first is not None or second is not None) and _mode.enabled and op.derivative is not None:
-                dtype = y.dtype
-                if dtype.kind == "f":
-                    if op.keeps_all and not op.keeps_output:
-                        out._node = node = Node(op, y.shape, dtype, (first, second))
-                        node.params = _NONE
-                        node.saved = (a, b)
-                    else:
-                        out._node = _node(op, (a, b), _NONE, (first, second), y)
-            return out
-    return record(op, (a, b), {})
+    """`record` of an op on two arrays, as the operators call it: unrolled for two Tensors, being the hottest path."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return record(op, (a, b), _NONE)
+    x, z = a.data, b.data
+    kind = type(x)
+    try:
+        if type(z) is not kind:
+            raise _mixed(op, (a, b))
+        y = op.implementations[kind](x, z)
+    except Exception:
+        return record(op, (a, b), _NONE)  # which prepares what was not there yet, or fails again and explains why
+    if type(y) is not kind:
+        y = backend_of_type(type(y)).array_from(y)
+    out = _new(Tensor)
+    out.data = y
+    first, second = a._node, b._node
+    if (first is not None or second is not None) and _mode.enabled and op.derivative is not None:
+        dtype = y.dtype
+        if dtype.kind == "f":
+            out._node = node = _new(Node)
+            node.op = op
+            node.shape = y.shape
+            node.dtype = dtype
+            node.inputs = inputs = (first, second)
+            node.made = _clock()
+            node.params = _NONE
+            if op.keeps_all:
+                node.saved = (a, b)
+            else:
+                node.saved = inputs if op.keeps_none and None not in inputs else _saved(op, (a, b), inputs)
+            if op.keeps_output:
+                node.output = y
+    return out
 
 
-_new = Tensor.__new__
+_new = object.__new__
 _NONE: dict[str, Any] = {}
 
 
 def _node(op: Op, args: tuple[Any, ...], params: dict[str, Any], nodes: Sequence[Any], y: Any) -> Node:
     node = Node(op, y.shape, y.dtype, nodes)
     node.params = params
+    node.saved = _saved(op, args, nodes)
     if op.keeps_output:
         node.output = y
-    if op.keeps_all:
-        node.saved = args
-    elif op.keeps_none and None not in nodes:
-        node.saved = nodes
-    else:
-        keeps = op.keeps if not op.variadic else op.keeps * len(args)
-        node.saved = [
-            a if keep or not hasattr(a, "shape") else n or Spec(tuple(a.shape), a.dtype)
-            for a, n, keep in zip(args, nodes, keeps)
-        ]
     return node
+
+
+def _saved(op: Op, args: tuple[Any, ...], nodes: Sequence[Any]) -> Sequence[Any]:
+    """What to keep of the arguments: those whose values the derivative needs; of the others, what has their shape."""
+    if op.keeps_all:
+        return args
+    if op.keeps_none and None not in nodes:
+        return nodes
+    keeps = op.keeps if not op.variadic else op.keeps * len(args)
+    return [
+        a if keep or not hasattr(a, "shape") else n or Spec(tuple(a.shape), a.dtype)
+        for a, n, keep in zip(args, nodes, keeps)
+    ]
 
 
 class _Part:
@@ -249,7 +261,7 @@ class _Part:
 
 
 def _wrap_several(op: Op, args: Any, params: Any, nodes: list[Any], ys: tuple[Any, ...], tracked: bool) -> Any:
-    """Tensors for an op with several outputs: one node for the op, and one for each output that passes its gradient on."""
+    """Tensors for an op of several outputs: a node for the op, and one for each output that hands its gradient on."""
     tracked = tracked and _mode.enabled and op.derivative is not None
     whole = None
     if tracked:
@@ -296,13 +308,13 @@ def write(target: Tensor, op: Op, other: Any, params: dict[str, Any]) -> None:
             )
         if target._base is not None or target._has_views:
             raise GradientError(
-                f"{op.name} in place on a tensor of shape {target.shape} that shares memory with another one (a view or "
-                "its base) cannot be differentiated; write to a copy (x.copy()), or use the out-of-place form"
+                f"{op.name} in place on a tensor of shape {target.shape} that shares memory with another one (a view "
+                "or its base) cannot be differentiated; write to a copy (x.copy()), or use the out-of-place form"
             )
         result = op(Tensor._wrap(data, target._node), other, **params)
         if result.shape != target.shape or result.dtype != target.dtype:
             raise ShapeError(
-                f"{op.name}: the result, {result.shape} {result.dtype}, does not fit in place into {describe((target,))}"
+                f"{op.name}: the result, {result.shape} {result.dtype}, does not fit into {describe((target,))}"
             )
         target.data, target._node = result.data, result._node
     root = target._root()
@@ -311,8 +323,8 @@ def write(target: Tensor, op: Op, other: Any, params: dict[str, Any]) -> None:
         root._node.written = root._written if not tracked else 0
 
 
-Op.record = staticmethod(record)  # type: ignore[assignment]
-Op.record_binary = staticmethod(record_binary)  # type: ignore[assignment]
+Op.record = staticmethod(record)
+Op.record_binary = staticmethod(record_binary)
 
 
 def _mixed(op: Op, args: tuple[Any, ...]) -> Exception:
@@ -388,7 +400,7 @@ def grad(
     for i, (t, g) in enumerate(zip(ins, found)):
         if g is None and not allow_unused:
             raise GradientError(
-                f"grad: the outputs do not depend on input {i}, of shape {t.shape}; allow_unused=True returns None for it"
+                f"grad: the outputs do not depend on input {i}, of shape {t.shape}; allow_unused=True gives None for it"
             )
     return found[0] if isinstance(inputs, Tensor) else tuple(found)
 
@@ -537,9 +549,10 @@ def _propagate(
             continue
         if type(gi) is FunctionType:
             gi = gi()
-        if (node.shape if gi is g else gi.shape) != parent.shape:
+        same = node if gi is g else gi  # what was passed on has the node's shape, which is quicker to ask for
+        if same.shape != parent.shape:
             gi = _unbroadcast(xp, gi, parent.shape, op)
-        if gi.dtype is not parent.dtype and gi.dtype != parent.dtype:
+        if same.dtype is not parent.dtype and same.dtype != parent.dtype:
             gi = _cast_gradient(xp, gi, parent.dtype)
         if parent in summed:
             pending[parent] += gi
@@ -562,8 +575,8 @@ def _collect_part(node: Node, g: Any, pending: dict[Node, Any]) -> None:
 
 def _changed(op: Op, which: str, shape: tuple[int, ...]) -> GradientError:
     return GradientError(
-        f"a value that the derivative of {op.name!r} needs ({which}, of shape {tuple(shape)}) was changed in place after "
-        "it was used; use the out-of-place form (y = y + 1 instead of y += 1), or change it after backward"
+        f"a value that the derivative of {op.name!r} needs ({which}, of shape {tuple(shape)}) was changed in place "
+        "after it was used; use the out-of-place form (y = y + 1 instead of y += 1), or change it after backward"
     )
 
 

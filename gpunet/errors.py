@@ -1,4 +1,4 @@
-"""The errors gpunet raises. Each one also is the built-in error that a caller would expect, so `except ValueError` works."""
+"""The errors gpunet raises. Each is also the built-in error that one would expect, so `except ValueError` works."""
 
 
 class ShapeError(ValueError):

@@ -95,7 +95,7 @@ class Function:
             for i, gradient in zip(places, gradients):
                 if gradient is not None and not isinstance(gradient, Tensor):
                     raise GradientError(
-                        f"{cls.__name__}.backward must return Tensors or None, got a {type(gradient).__name__} for argument {i}"
+                        f"{cls.__name__}.backward must return Tensors, got {type(gradient).__name__} for input {i}"
                     )
             return tuple(t if recorded or t is None else t.data.copy() for t in gradients)
 

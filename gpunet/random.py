@@ -21,8 +21,8 @@ from gpunet.ops import random as draw
 from gpunet.tensor import Tensor
 
 __all__ = [
-    "Generator", "bernoulli", "derive", "generator", "manual_seed", "normal", "permutation", "randint", "seed", "uniform",
-    "using",
+    "Generator", "bernoulli", "derive", "generator", "manual_seed", "normal", "permutation", "randint", "seed",
+    "uniform", "using",
 ]  # fmt: skip
 
 

@@ -18,9 +18,9 @@ from gpunet.backends.base import Backend
 
 # Attributes and methods of cupy.ndarray (14) that may be used, and functions that CuPy or array-api-compat lacks.
 ATTRIBUTES = {
-    "T", "all", "any", "argmax", "argmin", "astype", "base", "clip", "copy", "cumprod", "cumsum", "dot", "dtype", "fill",
-    "flags", "item", "itemsize", "max", "mean", "min", "nbytes", "ndim", "prod", "ravel", "repeat", "reshape", "shape",
-    "size", "squeeze", "std", "strides", "sum", "swapaxes", "take", "tolist", "trace", "transpose", "var",
+    "T", "all", "any", "argmax", "argmin", "astype", "base", "clip", "copy", "cumprod", "cumsum", "dot", "dtype",
+    "fill", "flags", "item", "itemsize", "max", "mean", "min", "nbytes", "ndim", "prod", "ravel", "repeat", "reshape",
+    "shape", "size", "squeeze", "std", "strides", "sum", "swapaxes", "take", "tolist", "trace", "transpose", "var",
 }  # fmt: skip
 LACKING = {"frompyfunc", "fromiter", "vectorize", "nditer", "matvec", "vecmat"}
 
@@ -107,10 +107,12 @@ def _operator(name: str) -> Callable[..., Any]:
     return call
 
 
-_BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
+_BINARY = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift"]
 for _name in [
     *(f"__{prefix}{name}__" for name in _BINARY for prefix in ("", "r", "i")),
-    *(f"__{name}__" for name in "eq ne lt le gt ge neg pos abs invert getitem setitem".split()),
+    *(f"__{name}__" for name in ["eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "invert"]),
+    "__getitem__",
+    "__setitem__",
 ]:
     setattr(StrictArray, _name, _operator(_name))
 for _name, _convert in {"bool": bool, "int": int, "float": float, "complex": complex, "index": operator.index}.items():

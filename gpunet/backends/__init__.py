@@ -14,7 +14,16 @@ from gpunet.backends.base import Backend
 from gpunet.backends.device import Device
 from gpunet.errors import DeviceError, DTypeError
 
-__all__ = ["Backend", "Device", "available_devices", "backend_of_type", "get_backend", "register_backend"]
+__all__ = [
+    "Backend",
+    "Device",
+    "available_devices",
+    "backend_of_type",
+    "get_backend",
+    "register_backend",
+    "resolve",
+    "unregister_backend",
+]
 
 
 def _numpy() -> Backend:
@@ -37,6 +46,14 @@ _by_type: dict[type, Backend] = {}
 def register_backend(device_type: str, factory: Callable[[], Backend]) -> None:
     """Make `Device(device_type)` available; `factory` is called at its first use."""
     _factories[device_type] = factory
+
+
+def unregister_backend(device_type: str) -> None:
+    """Take back `register_backend`."""
+    _factories.pop(device_type, None)
+    backend = _backends.pop(device_type, None)
+    if backend is not None:
+        _by_type.pop(backend.array_type, None)
 
 
 def get_backend(device: Device) -> Backend:
@@ -65,6 +82,8 @@ def backend_of_type(kind: type) -> Backend:
     backend = _by_type.get(kind)
     if backend is None:
         numpy = get_backend(Device("cpu"))
+        if kind in _by_type:
+            return numpy
         if "cupy" in sys.modules and kind is sys.modules["cupy"].ndarray:
             return get_backend(Device("cuda"))
         if not numpy.owns(kind):

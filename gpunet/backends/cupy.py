@@ -72,7 +72,7 @@ class CupyBackend(Backend):
         array_type = self.array_type
 
         def on_their_device(*arrays: Any, **params: Any) -> Any:
-            ours = []
+            ours: list[Any] = []
             for array in arrays:
                 if isinstance(array, array_type):
                     ours.append(array)
@@ -88,7 +88,7 @@ class CupyBackend(Backend):
                 raise DeviceError(f"arrays are on different devices: {names}; move them to one with x.to(device)")
             if self._count == 1 or not ours:
                 return function(*arrays, **params)
-            with ours[0].device:
+            with ours[0].device:  # a cupy.cuda.Device
                 return function(*arrays, **params)
 
         return on_their_device

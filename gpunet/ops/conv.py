@@ -1,8 +1,9 @@
 """Convolution (cross-correlation, as every deep-learning library means it) in one, two or three dimensions.
 
-The three ops of the family differentiate into each other: each is linear in both of its arguments, and the derivative
-of any one is another. Shapes are channels-first, (N, C, *spatial); results lie channels-last in memory, where a window's
-channels are together, and so is what comes of them elementwise, so conversion happens at a network's edge only.
+The three ops of the family differentiate into each other: each is linear in both of its arguments, and the
+derivative of any one is another. Shapes are channels-first, (N, C, *spatial); results lie channels-last in memory,
+where a window's channels are together, and so is what comes of them elementwise, so conversion happens at a
+network's edge only.
 
 The method: gather the windows of a block of images as the rows of a matrix ("im2col"), multiply by the weights as a
 matrix. A block's matrix fits in cache.
@@ -29,7 +30,7 @@ def output_size(n: int, kernel: int, stride: int, pad: tuple[int, int], dilation
 
 @op
 def conv(xp, x, weight, bias=None, *, stride, padding, dilation, groups=1):
-    """Convolution: y[n, o, p] = bias[o] + sum over c, k of x[n, c, p * stride + k * dilation - padding] * weight[o, c, k].
+    """y[n, o, p] = bias[o] + sum over c, k of x[n, c, p * stride + k * dilation - padding] * weight[o, c, k].
 
     Args:
         x: (N, C, *spatial).
@@ -172,8 +173,8 @@ def _check(x: Ints, weight: Ints, stride: Ints, padding: Pairs, dilation: Ints, 
         raise ShapeError(f"conv: {weight[0]} output channels do not divide into {groups} groups")
     if x[1] != weight[1] * groups:
         raise ShapeError(
-            f"conv: a weight of shape {tuple(weight)} with {groups} group(s) takes {weight[1] * groups} input channels, "
-            f"got {x[1]} in an input of shape {tuple(x)}"
+            f"conv: a weight of shape {tuple(weight)} with {groups} group(s) takes {weight[1] * groups} input "
+            f"channels, got {x[1]} in an input of shape {tuple(x)}"
         )
     if min(stride) < 1 or min(dilation) < 1:
         raise ShapeError(f"conv: stride {stride} and dilation {dilation} must be positive")

@@ -1,7 +1,7 @@
 """Element by element: arithmetic, comparison, logic, powers, trigonometry, activations.
 
-Most of these are one line each: a name that NumPy and CuPy share, the formula, and the derivative. In a derivative, g is
-the gradient of the result y, and a leading underscore marks a value that it does not need.
+Most of these are one line each: a name that NumPy and CuPy share, the formula, and the derivative. In a derivative, g
+is the gradient of the result y, and a leading underscore marks a value that it does not need.
 """
 
 from __future__ import annotations

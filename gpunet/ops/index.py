@@ -21,11 +21,11 @@ def raw_key(x: Any, key: Any) -> Any:
     if isinstance(key, np.ndarray) and not isinstance(x, np.ndarray):
         backend = backend_of_type(type(x))
         return backend.from_numpy(key, backend.device_of(x))
-    return key.data if isinstance(key, Traced) else key  # type: ignore[attr-defined]
+    return key.data if isinstance(key, Traced) else key
 
 
 def _raw(x: Any) -> Any:
-    return x.data if isinstance(x, Traced) else x  # type: ignore[attr-defined]
+    return x.data if isinstance(x, Traced) else x
 
 
 def _selects_once(key: Any) -> bool:

@@ -11,7 +11,7 @@ from gpunet.ops.softmax import log_softmax, softmax, softmax_grad
 
 
 def _wanted(xp: Any, x: Any, target: Any, weight: Any, label_smoothing: float, ignore_index: int) -> Any:
-    """The coefficients q (N, C) of the loss -sum(q * log_softmax(x)): the smoothed, weighted one-hot rows of `target`."""
+    """The coefficients q (N, C) of the loss -sum(q * log_softmax(x)): smoothed, weighted one-hot rows of `target`."""
     classes = x.shape[1]
     kept = target != ignore_index
     q = one_hot(xp.where(kept, target, 0), num_classes=classes, dtype=x.dtype)

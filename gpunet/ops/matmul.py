@@ -65,7 +65,7 @@ def linear(xp, x, weight, bias=None):
     """
     if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
         raise ShapeError(
-            f"linear: an input of shape (..., {weight.shape[-1]}) was expected by the weight of shape {tuple(weight.shape)}, "
+            f"linear: a weight of shape {tuple(weight.shape)} takes an input of shape (..., {weight.shape[-1]}), "
             f"got {tuple(x.shape)}"
         )
     rows = x if x.ndim <= 2 else xp.reshape(x, (-1, x.shape[-1]))  # one product of matrices, not a batch of small ones

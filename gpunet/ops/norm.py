@@ -1,4 +1,4 @@
-"""Normalization: each group of elements shifted to mean 0 and scaled to variance 1, then scaled and shifted as learned."""
+"""Normalization: groups of elements shifted to mean 0 and scaled to variance 1, then scaled and shifted as learned."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpunet.ops.op import Traced, op
 
 
 def _moments(xp: Any, x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
-    """The mean of x over `axes` and its (biased) variance, the axes kept; computed in two passes, which loses nothing."""
+    """The mean of x over `axes` and its (biased) variance, the axes kept; in two passes, which loses nothing."""
     mean = xp.mean(x, axis=axes, keepdims=True)
     centred = x - mean
     return mean, xp.mean(centred * centred, axis=axes, keepdims=True)

@@ -33,7 +33,7 @@ from gpunet.errors import DeviceError, DTypeError
 class Traced:
     """Base of Tensor: an object that an op hands to the tape instead of running on it directly."""
 
-    __slots__ = ()
+    data: Any
 
 
 class Kernel(NamedTuple):
@@ -152,7 +152,8 @@ class Op:
     def kernel(
         self, name: str, *, when: Callable[..., bool] = lambda *args, **params: True
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Declare a kernel candidate: `launch(launcher(name), *arrays, **params)`, used where `when(*arrays, **params)`.
+        """Declare a kernel candidate: `launch(launcher(name), *arrays, **params)`, used where `when(*arrays, **params)`
+        is true.
 
         Candidates are tried in the order of their declaration.
         """
@@ -210,7 +211,7 @@ def _has_default(parameter: inspect.Parameter) -> bool:
     return parameter.default is not parameter.empty
 
 
-def op(reference: Callable[..., Any] | None = None, **flags: bool) -> Any:
+def op(reference: Any = None, **flags: bool) -> Any:
     """Declare an op by its reference, a function of (xp, arrays…, *, parameters…); see the module's docstring.
 
     Args:

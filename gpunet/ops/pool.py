@@ -1,7 +1,7 @@
 """Pooling in one, two or three dimensions: the maximum, the sum or the average of each window.
 
-Max-pooling remembers where in its window each maximum was, as a small number; the gradient goes there (`unpool`), and the
-gradient of that is read from there (`pick`). Sums and their gradients (`spread`) are each other's transpose.
+Max-pooling remembers where in its window each maximum was, as a small number; the gradient goes there (`unpool`), and
+the gradient of that is read from there (`pick`). Sums and their gradients (`spread`) are each other's transpose.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def _geometry(x: Any, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints,
         raise ShapeError(f"pool: kernel {kernel}, stride {stride} and dilation {dilation} must be positive")
     if any(2 * p > k for p, k in zip(padding, kernel)) or min(padding) < 0:
         raise ShapeError(f"pool: the padding {padding} must be between zero and half of the kernel {kernel}")
-    out = tuple(output_size(n, *rest, ceil_mode) for n, *rest in zip(x[2:], kernel, stride, padding, dilation))
+    out = tuple(
+        output_size(n, k, s, p, d, ceil_mode) for n, k, s, p, d in zip(x[2:], kernel, stride, padding, dilation)
+    )
     if min(out) < 1:
         raise ShapeError(f"pool: windows {kernel} are larger than the input of shape {tuple(x)} with padding {padding}")
     return out, _covered(x[2:], out, kernel, stride, padding, dilation)
@@ -227,8 +229,8 @@ def avg_pool(
 
 
 def adaptive_avg_pool(x: Any, *, output_size: Ints) -> Any:
-    """The average of windows so chosen that the result is (N, C, *output_size): window i of an axis of length n runs from
-    floor(i * n / size) to ceil((i + 1) * n / size)."""
+    """The average of windows so chosen that the result is (N, C, *output_size): window i of an axis of length n runs
+    from floor(i * n / size) to ceil((i + 1) * n / size)."""
     lengths = tuple(x.shape[2:])
     if len(lengths) != len(output_size):
         raise ShapeError(

@@ -1,10 +1,10 @@
 """Random numbers from a counter: Philox4x64-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as
 1, 2, 3", 2011).
 
-A draw is named by (seed, stream, offset) and needs no state: block i of a draw is the Philox function of the counter
-(offset + 1 + i, *stream) under the key (seed, 0), 256 bits that serve as four 64-bit or eight 32-bit numbers, low halves
-first. So any device can compute any part of it, and all devices get the same numbers. Here NumPy computes them, also for
-arrays that then move to a GPU.
+A draw is named by (seed, stream, offset) and needs no state: block i of a draw is the Philox function of the
+counter (offset + 1 + i, *stream) under the key (seed, 0), 256 bits that serve as four 64-bit or eight 32-bit
+numbers, low halves first. So any device can compute any part of it, and all devices get the same numbers. Here
+NumPy computes them, also for arrays that then move to a GPU.
 """
 
 from __future__ import annotations

@@ -184,7 +184,7 @@ def _(xp, g, _y, _x, *, axis, include_initial):
 
 @op
 def cumulative_prod(xp, x, *, axis=None, include_initial=False):
-    """Running products along `axis`, which may be left out for one-dimensional x; `include_initial` puts a one first."""
+    """Running products along `axis`, which one-dimensional x does not need; `include_initial` puts a one first."""
     return _running(xp, x, axis, include_initial, "cumprod", xp.ones)
 
 

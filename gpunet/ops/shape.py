@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from gpunet.backends import Device, backend_of_type, get_backend
@@ -164,7 +165,7 @@ def split(x: Any, /, indices_or_sections: Any, axis: int = 0) -> tuple[Any, ...]
     else:
         cuts = [0, *indices_or_sections, n]
     before = (slice(None),) * (axis % x.ndim)
-    return tuple(x[(*before, slice(a, b))] for a, b in zip(cuts, cuts[1:]))
+    return tuple(x[(*before, slice(a, b))] for a, b in pairwise(cuts))
 
 
 @op(view=True)

@@ -52,8 +52,10 @@ for op in (
     elementwise.expm1, elementwise.sin, elementwise.cos, elementwise.tan, elementwise.sinh, elementwise.cosh,
     elementwise.tanh, elementwise.atan, elementwise.asinh, elementwise.relu, elementwise.leaky_relu, elementwise.elu,
     elementwise.sigmoid, elementwise.softplus, elementwise.silu, elementwise.gelu, elementwise.erf,
-    reduce.sum, reduce.mean, reduce.var, reduce.std, reduce.prod, softmax.softmax, softmax.log_softmax, softmax.logsumexp,
-    shape.copy, shape.flip, shape.matrix_transpose, linalg.diagonal, linalg.vector_norm, shape.tril, shape.triu,
+    reduce.sum, reduce.mean, reduce.var, reduce.std, reduce.prod, softmax.softmax, softmax.log_softmax,
+    softmax.logsumexp,
+    shape.copy, shape.flip, shape.matrix_transpose, linalg.diagonal, linalg.vector_norm, shape.tril,
+    shape.triu,
 ):  # fmt: skip
     case(op.name, op, apart(3, 4) * 0.7)
 for op in (
