@@ -10,9 +10,6 @@ from gpunet.errors import DeviceError, DTypeError, GradientError, ShapeError
 if TYPE_CHECKING:
     from gpunet.nn.module import Module
 
-# The very types, not their subclasses, whose constructors may want more than a message.
-LOCATED = (ShapeError, DTypeError, DeviceError, GradientError, ValueError, TypeError, IndexError)
-
 
 class SizeError(ShapeError):
     """A layer got `size` features or channels where its constructor's `argument` promised another number."""
@@ -21,6 +18,10 @@ class SizeError(ShapeError):
         super().__init__(message)
         self.argument = argument
         self.size = size
+
+
+# The very types, not their subclasses, which may need more than a message.
+LOCATED = (SizeError, ShapeError, DTypeError, DeviceError, GradientError, ValueError, TypeError, IndexError)
 
 
 class _Place:

@@ -63,7 +63,7 @@ class Module:
             def forward(self, x):
                 return self.fc2(F.relu(self.fc1(x)))
 
-    Calling a Module calls its `forward`. An error in there is raised again with the path of the layer that it came from.
+    Calling a Module calls its `forward`. An error in there is raised again with the path of the layer it came from.
 
     Attributes:
         training: whether layers such as Dropout and BatchNorm behave as in training; see `train` and `eval`.
@@ -72,7 +72,7 @@ class Module:
     training: bool = True
     # Names of buffers, and whether state_dict has them; hooks. Instances get their own at the first registration, so
     # that a subclass need not call super().__init__().
-    _buffers: Mapping[str, bool] = {}  # noqa: RUF012
+    _buffers: Mapping[str, bool] = {}
     _pre_hooks: list[Any] | None = None
     _hooks: list[Any] | None = None
 
@@ -86,7 +86,7 @@ class Module:
                 return self._call_with_hooks(args, kwargs)
             return self.forward(*args, **kwargs)
         except LOCATED as error:
-            if type(error) in LOCATED or hasattr(error, "place") or hasattr(error, "argument"):
+            if type(error) in LOCATED:
                 raise locate(self, error)  # noqa: B904  (it sets the cause itself)
             raise
 
@@ -125,9 +125,8 @@ class Module:
                     f"assign an nn.Parameter, or change its values: module.{name}.copy_(values) under gpunet.no_grad()"
                 )
             if name in self._buffers and not isinstance(value, Tensor):
-                raise TypeError(
-                    f"{type(self).__name__}.{name} is a buffer and cannot become a {type(value).__name__}; assign a Tensor"
-                )
+                where, kind = f"{type(self).__name__}.{name}", type(value).__name__
+                raise TypeError(f"{where} is a buffer and cannot become a {kind}; assign a Tensor")
         object.__setattr__(self, name, value)
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
@@ -339,26 +338,25 @@ class Module:
             ValueError: the state does not fit; all names that lack and all shapes that differ are listed.
         """
         own = dict(self._state())
-        values = {name: value if hasattr(value, "shape") else asarray(value) for name, value in state.items()}
+        values = {name: asarray(value) for name, value in state.items()}
         missing = [name for name in own if name not in values]
         unexpected = [name for name in values if name not in own]
         problems = []
         if strict:
             problems += [f"missing: {name} {own[name].shape}" for name in missing]
-            problems += [f"unexpected: {name} {tuple(values[name].shape)}" for name in unexpected]
-        for name in own.keys() & values.keys():
-            given = values[name]
-            if tuple(given.shape) != own[name].shape:
-                problems.append(f"wrong shape: {name} is {own[name].shape}, the state has {tuple(given.shape)}")
+            problems += [f"unexpected: {name} {values[name].shape}" for name in unexpected]
+        found = {name: values[name] for name in own if name in values}
+        for name, value in found.items():
+            shape, dtype = own[name].shape, own[name].dtype
+            if value.shape != shape:
+                problems.append(f"wrong shape: {name} is {shape}, the state has {value.shape}")
+            if not np.can_cast(value.dtype, dtype, "same_kind"):
+                problems.append(f"wrong dtype: {name} is {dtype}, the state has {value.dtype}")
         if problems:
             raise ValueError(f"{type(self).__name__}: the state does not fit the model:\n  " + "\n  ".join(problems))
-        converted = {
-            name: asarray(values[name], dtype=tensor.dtype, device=tensor.device)
-            for name, tensor in own.items()
-            if name in values
-        }
+        found = {name: asarray(v, dtype=own[name].dtype, device=own[name].device) for name, v in found.items()}
         with no_grad():
-            for name, value in converted.items():
+            for name, value in found.items():
                 own[name].copy_(value)
         return Keys(missing, unexpected)
 
@@ -370,13 +368,13 @@ class Module:
 
     def __repr__(self) -> str:
         extra = self.extra_repr()
-        lines = []
-        for name, value in self.__dict__.items():
-            if isinstance(value, Module):
-                lines += f"({name}): {value!r}".split("\n")
-        if not lines:
+        lines = [extra] if extra else []
+        parts = [(name, value) for name, value in self.__dict__.items() if isinstance(value, Module)]
+        for name, value in parts:
+            lines += f"({name}): {value!r}".split("\n")
+        if not parts:
             return f"{type(self).__name__}({extra})"
-        return "\n  ".join([f"{type(self).__name__}({extra}", *lines]) + "\n)"
+        return "\n  ".join([f"{type(self).__name__}(", *lines]) + "\n)"
 
     def summary(self, *inputs: Any) -> Summary:
         """A table of the layers with their output shapes and parameter counts; see `gpunet.nn.summary`."""

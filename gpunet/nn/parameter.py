@@ -28,7 +28,7 @@ class Parameter(Tensor):
 
 
 def replace_data(tensor: Tensor, convert: Callable[[Tensor], Tensor]) -> None:
-    """Move or convert the elements of a leaf and of its gradient; the object stays, so that its holders keep working."""
+    """Move or convert the elements of a leaf and of its gradient; the object stays, and its holders keep working."""
     data = convert(tensor.detach()).data
     if data is tensor.data:
         return

@@ -1,0 +1,173 @@
+"""Normalization layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpunet.creation import ones, zeros
+from gpunet.errors import ShapeError
+from gpunet.nn import functional as F
+from gpunet.nn import init
+from gpunet.nn.arguments import BATCH_OF, Ints, check_array, check_channels, check_floating, integer, integers
+from gpunet.nn.module import Module
+from gpunet.nn.parameter import Parameter
+from gpunet.tensor import Tensor
+
+
+class _BatchNorm(Module):
+    ndims: tuple[int, ...]  # how many axes an input may have
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        self.num_features = integer(type(self).__name__, "num_features", num_features)
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.track_running_stats = track_running_stats
+        how: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight = Parameter(ones(num_features, **how)) if affine else None
+        self.bias = Parameter(zeros(num_features, **how)) if affine else None
+        self.running_mean: Tensor | None
+        self.running_var: Tensor | None
+        self.num_batches_tracked: Tensor | None
+        self.register_buffer("running_mean", zeros(num_features, **how) if track_running_stats else None)
+        self.register_buffer("running_var", ones(num_features, **how) if track_running_stats else None)
+        batches = zeros((), dtype="int64", device=device) if track_running_stats else None
+        self.register_buffer("num_batches_tracked", batches)
+
+    def reset_running_stats(self) -> None:
+        """Forget the running statistics: mean 0, variance 1, no batches."""
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            init.zeros_(self.running_mean)
+            init.ones_(self.running_var)
+            init.zeros_(self.num_batches_tracked)
+
+    def reset_parameters(self) -> None:
+        """Set the scale to 1, the shift to 0, and forget the running statistics."""
+        self.reset_running_stats()
+        if self.weight is not None and self.bias is not None:
+            init.ones_(self.weight)
+            init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = check_array(x)
+        if len(shape) not in self.ndims:
+            wanted = " or ".join("(N, C)" if n == 2 else BATCH_OF[n - 2] for n in self.ndims)
+            raise ShapeError(f"expected an input of shape {wanted}, got {shape}")
+        check_channels(x, "num_features", self.num_features)
+        check_floating(x)
+        momentum = self.momentum
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1
+            if momentum is None:  # the average of all batches so far
+                momentum = 1.0 / self.num_batches_tracked.item()
+        return F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training=self.training or self.running_mean is None,
+            momentum=momentum or 0.0,
+            eps=self.eps,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}"
+        )
+
+
+class BatchNorm1d(_BatchNorm):
+    """Batch normalization of vectors (N, C) or sequences (N, C, L): see `BatchNorm2d`."""
+
+    ndims = (2, 3)
+
+
+class BatchNorm2d(_BatchNorm):
+    """Each channel of a batch of images shifted to mean 0 and scaled to variance 1, then scaled and shifted as learned
+    (Ioffe and Szegedy, 2015).
+
+    In training, by the batch's mean and biased variance, and the running statistics move towards the batch's mean and
+    unbiased variance; in evaluation, by the running statistics.
+
+    Shapes: (N, C, H, W) -> the same.
+
+    Args:
+        num_features: the number C of channels.
+        eps: added to the variance.
+        momentum: new running statistic = (1 - momentum) * old + momentum * the batch's; None: the average of all
+            batches.
+        affine: whether to scale and shift as learned.
+        track_running_stats: whether there are running statistics; without, the batch's serve in evaluation too.
+        device, dtype: of the parameters.
+
+    Attributes:
+        weight, bias: (C,), at first 1 and 0; or None.
+        running_mean, running_var: buffers (C,), at first 0 and 1; or None.
+        num_batches_tracked: a buffer, 0-d int64; or None.
+
+    Raises:
+        ValueError: when called, one value per channel in training. ShapeError: an input that does not fit.
+    """
+
+    ndims = (4,)
+
+
+class LayerNorm(Module):
+    """The last axes of each sample shifted to mean 0 and scaled to variance 1, then scaled and shifted as learned
+    (Ba, Kiros and Hinton, 2016).
+
+    Shapes: (*, *normalized_shape) -> the same.
+
+    Args:
+        normalized_shape: lengths of the last axes, or one int.
+        eps: added to the variance.
+        elementwise_affine: whether to scale, and shift, as learned.
+        bias: whether to shift.
+        device, dtype: of the parameters.
+
+    Attributes:
+        weight, bias: of shape normalized_shape, at first 1 and 0; or None.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Ints,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        n = len(normalized_shape) if isinstance(normalized_shape, (tuple, list)) else 1
+        self.normalized_shape = integers("LayerNorm", "normalized_shape", normalized_shape, n)
+        self.eps = eps
+        self.elementwise_affine = elementwise_affine
+        how: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight = Parameter(ones(self.normalized_shape, **how)) if elementwise_affine else None
+        self.bias = Parameter(zeros(self.normalized_shape, **how)) if elementwise_affine and bias else None
+
+    def reset_parameters(self) -> None:
+        """Set the scale to 1 and the shift to 0."""
+        if self.weight is not None:
+            init.ones_(self.weight)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_array(x)
+        check_floating(x)
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
