@@ -8,7 +8,7 @@ the in-place writes, so a value written to after it was recorded is noticed: its
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ContextDecorator
 from itertools import count
 from operator import attrgetter
@@ -321,6 +321,16 @@ def write(target: Tensor, op: Op, other: Any, params: dict[str, Any]) -> None:
     root._written = _clock()
     if root._node is not None:
         root._node.written = root._written if not tracked else 0
+
+
+def mark_written(tensors: Iterable[Tensor]) -> None:
+    """Tell the tape that the memory of these Tensors was just written to by other means than `write`."""
+    now = _clock()
+    for t in tensors:
+        root = t if t._base is None else t._base
+        root._written = now
+        if root._node is not None:
+            root._node.written = now
 
 
 Op.record = staticmethod(record)
