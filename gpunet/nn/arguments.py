@@ -6,7 +6,7 @@ from operator import index
 from typing import Any
 
 from gpunet.errors import DTypeError, ShapeError
-from gpunet.nn.errors import SizeError
+from gpunet.nn.errors import size_error
 
 Ints = tuple[int, ...]
 
@@ -85,12 +85,12 @@ def check_array(x: Any) -> tuple[int, ...]:
 
 
 def check_channels(x: Any, argument: str, size: int) -> None:
-    """Raise SizeError unless axis 1 of x has `size` channels, as the constructor's `argument` said."""
+    """Raise ShapeError unless axis 1 of x has `size` channels, as the constructor's `argument` said."""
     if x.shape[1] != size:
         hint = ""
         if x.shape[-1] == size:
             hint = "; the channels seem to be last: gpunet.moveaxis(x, -1, 1) puts them first"
-        raise SizeError(
+        raise size_error(
             f"expected {size} channels, got {x.shape[1]} in an input of shape {tuple(x.shape)}{hint}",
             argument,
             x.shape[1],

@@ -11,17 +11,18 @@ if TYPE_CHECKING:
     from gpunet.nn.module import Module
 
 
-class SizeError(ShapeError):
-    """A layer got `size` features or channels where its constructor's `argument` promised another number."""
-
-    def __init__(self, message: str, argument: str = "", size: int = 0) -> None:
-        super().__init__(message)
-        self.argument = argument
-        self.size = size
-
-
 # The very types, not their subclasses, which may need more than a message.
-LOCATED = (SizeError, ShapeError, DTypeError, DeviceError, GradientError, ValueError, TypeError, IndexError)
+LOCATED = (ShapeError, DTypeError, DeviceError, GradientError, ValueError, TypeError, IndexError)
+
+
+def size_error(message: str, argument: str, size: int) -> ShapeError:
+    """An error for `size` features or channels where the constructor's `argument` promised another number.
+
+    If the layer before gives just as many, the error will say so where it leaves the module that holds both.
+    """
+    error = ShapeError(message)
+    error.mismatch = (argument, size)  # type: ignore[attr-defined]
+    return error
 
 
 class _Place:
@@ -32,7 +33,8 @@ class _Place:
         self.layer = repr(module) if next(module.children(), None) is None else type(module).__name__
         self.path = ""
         self.message = str(error)
-        self.mismatch = (error.argument, error.size) if isinstance(error, SizeError) and error.argument else None
+        self.mismatch: tuple[str, int] | None = getattr(error, "mismatch", None)
+        self.giver = ("", "")  # path and class name of the layer before, if it gives what the failing one got
 
     def enclose(self, module: Module) -> None:
         """Go on to a module that called the outermost one so far."""
@@ -40,29 +42,30 @@ class _Place:
         name = names.get(id(self.outermost))
         if not name:  # it calls itself, or something that is not a part of it
             return
-        if self.mismatch and (hint := self._neighbour(module)):
-            self.message += hint
-            self.mismatch = None
+        if self.giver[0]:
+            self.giver = (f"{name}.{self.giver[0]}", self.giver[1])
+        elif self.mismatch:
+            self.giver = self._find_giver(module, self.mismatch[1])
         self.path = f"{name}.{self.path}" if self.path else name
         self.outermost = module
 
-    def _neighbour(self, module: Module) -> str:
-        """What to say if the layer before the failing one has as many outputs as the failing one got."""
-        assert self.mismatch is not None
-        argument, size = self.mismatch
-        before = None
+    def _find_giver(self, module: Module, size: int) -> tuple[str, str]:
+        last = ("", "", 0)
         for name, m in module.named_modules():
             if m is self.outermost:
                 break
             outputs = getattr(m, "out_features", None) or getattr(m, "out_channels", None)
-            if outputs:
-                before = name, type(m).__name__, outputs
-        if before is None or before[2] != size:
-            return ""
-        return f". The layer before it, {before[0]} ({before[1]}), gives {size}: set {argument}={size} here"
+            if name and outputs:
+                last = (name, type(m).__name__, outputs)
+        return last[:2] if last[2] == size else ("", "")
 
     def __str__(self) -> str:
-        return f"model.{self.path} ({self.layer}): {self.message}" if self.path else f"{self.layer}: {self.message}"
+        where = f"model.{self.path} ({self.layer})" if self.path else self.layer
+        hint = ""
+        if self.mismatch and self.giver[0]:
+            (argument, size), (path, kind) = self.mismatch, self.giver
+            hint = f". The layer before it, model.{path} ({kind}), gives {size}: set {argument}={size} here"
+        return f"{where}: {self.message}{hint}"
 
 
 def locate(module: Module, error: Exception) -> Exception:

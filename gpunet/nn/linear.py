@@ -6,9 +6,10 @@ import math
 from typing import Any
 
 from gpunet.creation import empty
+from gpunet.errors import ShapeError
 from gpunet.nn import init
 from gpunet.nn.arguments import check_array, check_dtype, integer
-from gpunet.nn.errors import SizeError
+from gpunet.nn.errors import size_error
 from gpunet.nn.module import Module
 from gpunet.nn.parameter import Parameter
 from gpunet.ops.matmul import linear
@@ -50,7 +51,7 @@ class Linear(Module):
         check_dtype(x, self.weight)
         return linear(x, self.weight, self.bias)
 
-    def _wrong_width(self, x: Tensor) -> SizeError:
+    def _wrong_width(self, x: Tensor) -> ShapeError:
         shape, wanted = tuple(x.shape), self.in_features
         message = f"expected an input of shape (..., {wanted}), got {shape}"
         if len(shape) > 2:
@@ -58,13 +59,13 @@ class Linear(Module):
             hint = f". Flatten it first: nn.Flatten() makes it ({shape[0]}, {features})"
             if features != wanted:
                 hint += f", which takes in_features={features}"
-            return SizeError(message + hint)
+            return ShapeError(message + hint)
         width = shape[-1] if shape else 0
         if whole := _before_flattening(x):
             product = "*".join(map(str, whole[1:]))
             hint = f". It is of shape {whole} before it is flattened, which makes {product} = {width} features: "
-            return SizeError(f"{message}{hint}set in_features={width} here")
-        return SizeError(message, "in_features", width)
+            return ShapeError(f"{message}{hint}set in_features={width} here")
+        return size_error(message, "in_features", width)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
