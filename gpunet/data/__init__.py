@@ -13,6 +13,7 @@ from gpunet.data.idx import read_idx, write_idx
 from gpunet.data.images import ImageDataset, data_root
 from gpunet.data.loader import DataLoader
 from gpunet.data.mnist import MNIST, FashionMNIST
+from gpunet.data.named import named
 from gpunet.data.sampler import BatchSampler, RandomSampler, SequentialSampler, WeightedRandomSampler
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "WeightedRandomSampler",
     "collate",
     "data_root",
+    "named",
     "random_split",
     "read_idx",
     "transforms",
