@@ -62,7 +62,7 @@ def _array(value: Any, index: int, field: str) -> np.ndarray:
 
 
 def _require_equal(forms: Sequence[Any], indices: Sequence[int], field: str) -> None:
-    """forms: what must be equal of each sample: its shape, its number of fields, its keys; or its type, without them."""
+    """forms: what must be equal of the samples: shape, number of fields, or keys; the type, for one without them."""
     for form, index in zip(forms, indices):
         if form != forms[0]:
             advice = (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import gpunet as gn
-from gpunet.data.collate import collate, to_tensors
+from gpunet.data.collate import collate, map_leaves, to_tensors
 from gpunet.data.dataset import Indexable, get_batch
 from gpunet.data.sampler import BatchSampler, RandomSampler, SequentialSampler, check_positive
 from gpunet.data.transforms import is_batched
@@ -211,11 +211,10 @@ class _Fetch:
             batch = get_batch(self.dataset, indices) if self.collate_fn is None else NotImplemented
             if batch is NotImplemented:
                 batch = self._collate(seed, epoch, indices.tolist())
-            if self.batch_transform is None:
-                return batch
-            return (
-                self.batch_transform.batch(batch) if is_batched(self.batch_transform) else self.batch_transform(batch)
-            )
+            if self.batch_transform is not None:
+                whole = is_batched(self.batch_transform)
+                batch = self.batch_transform.batch(batch) if whole else self.batch_transform(batch)
+            return map_leaves(_in_order, batch)
 
     def _collate(self, seed: int, epoch: int, indices: list[int]) -> Any:
         samples = []
@@ -223,3 +222,8 @@ class _Fetch:
             with gn.random.using(gn.random.derive(seed, epoch, _SAMPLE, index)):
                 samples.append(self.dataset[index])
         return collate(samples, indices) if self.collate_fn is None else self.collate_fn(samples)
+
+
+def _in_order(leaf: Any) -> Any:
+    """Views that transforms return, such as crops, as arrays of their own: what kernels and workers' pickles want."""
+    return leaf.copy() if isinstance(leaf, np.ndarray) and not leaf.flags.c_contiguous else leaf

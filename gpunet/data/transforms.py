@@ -379,7 +379,7 @@ def _uniform(count: int, low: float, high: float) -> np.ndarray:
 
 
 def _pair(name: str, size: Any) -> tuple[int, int]:
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(pair) != 2 or not all(isinstance(s, int) and s >= 1 for s in pair):
         raise ValueError(f"{name}: size must be one or two whole numbers >= 1 (height, width), got {size}")
     return pair

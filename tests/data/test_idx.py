@@ -103,7 +103,7 @@ def test_gzip_bomb_is_read_only_as_far_as_its_header_says(tmp_path):
 
 
 def test_writing_a_dtype_that_idx_lacks(tmp_path):
-    with pytest.raises(FileFormatError, match="write_idx: IDX files hold uint8, int8, .*; got int64"):
+    with pytest.raises(FileFormatError, match=r"write_idx: IDX files hold uint8, int8, .*; got int64"):
         write_idx(tmp_path / "a", np.zeros(3, np.int64))
 
 

@@ -36,12 +36,16 @@ def indices(loader):
     return [batch[0].numpy().tolist() for batch in loader]
 
 
+def order(loader):
+    return [index for batch in indices(loader) for index in batch]
+
+
 def test_batches_are_tensors():
     dataset = TensorDataset(np.arange(10.0).reshape(5, 2), np.arange(5))
     loader = DataLoader(dataset, batch_size=2)
     batches = list(loader)
     assert len(batches) == len(loader) == 3
-    x, y = batches[0]
+    x, _ = batches[0]
     assert isinstance(x, gn.Tensor) and x.shape == (2, 2) and x.dtype == gn.float64 and x.device == "cpu"
     assert [y.numpy().tolist() for _, y in batches] == [[0, 1], [2, 3], [4]]
     assert not np.shares_memory(x.numpy(), dataset.arrays[0])  # a batch may be changed in place
@@ -63,10 +67,10 @@ def test_drop_last():
 
 def test_shuffle_visits_each_sample_in_a_new_order_each_epoch():
     loader = DataLoader(Noisy(50), batch_size=8, shuffle=True, seed=1)
-    first, second = sum(indices(loader), []), sum(indices(loader), [])
+    first, second = order(loader), order(loader)
     assert sorted(first) == sorted(second) == list(range(50))
     assert first != second != list(range(50))
-    assert sum(indices(DataLoader(Noisy(50), batch_size=5, shuffle=True, seed=1)), []) == first
+    assert order(DataLoader(Noisy(50), batch_size=5, shuffle=True, seed=1)) == first
 
 
 def test_seed_comes_from_manual_seed():
@@ -183,8 +187,8 @@ def test_two_iterators_at_once_are_two_epochs():
 def test_samplers():
     sampler = WeightedRandomSampler([0, 1, 0, 1], 50)
     loader = DataLoader(Noisy(4), 10, sampler=sampler, seed=0)
-    first = sum(indices(loader), [])
-    assert len(first) == 50 and set(first) == {1, 3} and sum(indices(loader), []) != first
+    first = order(loader)
+    assert len(first) == 50 and set(first) == {1, 3} and order(loader) != first
     loader = DataLoader(Noisy(6), batch_sampler=BatchSampler([5, 4, 3], 2))
     assert indices(loader) == [[5, 4], [3]] and len(loader) == 2
     assert indices(DataLoader(Noisy(6), batch_sampler=[[0, 5], [1]])) == [[0, 5], [1]]
@@ -209,6 +213,14 @@ def test_batch_transform_on_images_of_a_batch():
     assert np.all(x.numpy() == -1) and y.numpy().tolist() == [0, 1, 2, 3]
     x, y = next(iter(DataLoader(dataset, 4, batch_transform=T.Compose([T.Normalize(3, 2), lambda x: -x]))))
     assert np.all(x.numpy() == 1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_are_contiguous(num_workers):
+    dataset = TensorDataset(np.arange(4 * 9.0).reshape(4, 1, 3, 3), np.arange(4))
+    loader = DataLoader(dataset, 4, batch_transform=T.CenterCrop(1), num_workers=num_workers)
+    ((x, _),) = loader
+    assert x.numpy().flags.c_contiguous and x.numpy().ravel().tolist() == [4, 13, 22, 31]
 
 
 def test_indexing_of_whole_batches_is_fast():
