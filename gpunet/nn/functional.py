@@ -404,8 +404,9 @@ def embedding(indices: Tensor, weight: Tensor, padding_idx: int | None = None) -
         IndexError: one is out of range; on a GPU its row is NaN instead.
     """
     indices, rows = _integers("embedding", "indices", indices), weight.shape[0]
-    factors = _refuse(
-        (indices < 0) | (indices >= rows),
+    indices, factors = _in_range(
+        indices,
+        rows,
         lambda at: IndexError(
             f"embedding: index {_item(indices, at)} at {_place(indices, at)} is out of range: there are {rows} rows"
         ),
@@ -673,15 +674,17 @@ class _Classes:
         self.target = target.astype(gn.int64, copy=False).reshape(-1)
         self.weight = None if weight is None else _class_weight(name, weight, x)
         self.kept = self.target != ignore_index
-        self.indices = gn.where(self.kept, self.target, 0)
-        self.factors = _refuse(
-            (self.indices < 0) | (self.indices >= classes),
+        self.indices, self.factors = _in_range(
+            gn.where(self.kept, self.target, 0),
+            classes,
             lambda at: IndexError(
                 f"{name}: target {_item(target, at)} at {_place(target, at)} is out of range: the input of shape "
                 f"{x.shape} has {classes} classes, 0 to {classes - 1}"
                 + (f" (ignore_index={ignore_index} would be ignored)" if _item(target, at) < 0 else "")
             ),
         )
+        if self.factors is not None:
+            self.target = gn.where(self.kept, self.indices, ignore_index)
 
     def reduce(self, losses: Tensor, reduction: str) -> Tensor:
         """The losses (M,), zero where ignored, reduced; the mean is over what is kept, by its weights."""
@@ -909,6 +912,13 @@ def _refuse(wrong: Tensor, error: Callable[[int], Exception]) -> Tensor | None:
     if wrong.any():
         raise error(int(wrong.reshape(-1).argmax()))
     return None
+
+
+def _in_range(indices: Tensor, n: int, error: Callable[[int], Exception]) -> tuple[Tensor, Tensor | None]:
+    """`_refuse` of indices that are not from 0 to n - 1: the indices, with 0 in place of those, and the factors."""
+    wrong = (indices < 0) | (indices >= n)
+    factors = _refuse(wrong, error)
+    return (indices, None) if factors is None else (gn.where(wrong, 0, indices), factors)
 
 
 def _item(t: Tensor, at: int) -> Any:
