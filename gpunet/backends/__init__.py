@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from gpunet.backends.base import Backend
@@ -105,3 +106,10 @@ def resolve(device: Any) -> Device:
     if isinstance(device, str) and device == "auto":
         return Device(available_devices()[-1 if len(available_devices()) == 1 else 1])
     return device if isinstance(device, Device) else Device(device)
+
+
+def kernel_folder() -> Path:
+    """The folder of the CUDA sources: inside the package where it is installed, beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    inside = package / "kernels"
+    return inside if inside.is_dir() else package.parent / "kernels"

@@ -1,0 +1,187 @@
+"""The command line: `gpunet train` trains a network on a dataset, `gpunet predict` uses it, `gpunet info` tells what is here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+import gpunet as gn
+from gpunet import data, errors, io, nn, optim, train
+from gpunet.data import transforms
+from gpunet.data.named import NAMES
+
+
+def mlp(shape: Sequence[int], classes: int) -> nn.Module:
+    """A fully connected network for images of `shape` (C, H, W), with one hidden layer of 128."""
+    features = int(np.prod(shape))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(features, 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, classes)
+    )  # fmt: skip
+
+
+def convnet(shape: Sequence[int], classes: int) -> nn.Module:
+    """A network of two convolutions for images of `shape` (C, H, W), each side a multiple of 4 or cut to one."""
+    channels, height, width = shape
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(64 * (height // 4) * (width // 4), 128),
+        nn.ReLU(),
+        nn.Linear(128, classes),
+    )
+
+
+MODELS = {"mlp": mlp, "cnn": convnet}
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """Train a network, measure it on the test part, save it, and show a few predictions."""
+    gn.manual_seed(args.seed)
+    train_set = data.named(args.data, train=True, download=args.download)
+    test_set = data.named(args.data, train=False, download=args.download)
+    shape, classes = train_set[0][0].shape, len(train_set.classes)
+    model = MODELS[args.model](shape, classes).to(args.device)
+    device = next(model.parameters()).device
+    print(
+        f"{args.data}: {len(train_set)} images {tuple(shape)} to train with, {len(test_set)} to test, {classes} classes"
+    )
+    print(f"{args.model} with {sum(p.size for p in model.parameters())} parameters on {device}, seed {args.seed}\n")
+
+    shift = transforms.RandomCrop(shape[1:], padding=1) if args.model == "cnn" else None
+    loader = data.DataLoader(train_set, batch_size=args.batch_size, shuffle=True, batch_transform=shift)
+    optimizer = optim.AdamW(model.parameters(), lr=args.lr)
+    schedule = optim.lr_scheduler.OneCycleLR(optimizer, max_lr=args.lr, total_steps=args.epochs * len(loader))
+    started = time.perf_counter()
+    train.fit(
+        model,
+        loader,
+        loss="cross_entropy",
+        optimizer=optimizer,
+        scheduler=schedule,
+        epochs=args.epochs,
+        metrics=["accuracy"],
+        clip_grad_norm=1.0,
+    )
+    seconds = time.perf_counter() - started
+    result = train.evaluate(model, test_set, loss="cross_entropy", metrics=["accuracy"])
+    print(f"\ntest accuracy {result['accuracy']:.4f}, test loss {result['loss']:.4f}, trained in {seconds:.1f} s")
+
+    about = {"model": args.model, "shape": json.dumps(list(map(int, shape))), "classes": json.dumps(train_set.classes)}
+    io.save(args.save, model.state_dict(), metadata=about)
+    print(f"saved {args.save}; try: gpunet predict {args.save} --data {args.data}\n")
+    show_predictions(model, test_set, train_set.classes, args.show)
+
+
+def run_predict(args: argparse.Namespace) -> None:
+    """Load a network that `train` saved and classify images of a dataset's test part."""
+    about = io.load_metadata(args.file)
+    if "model" not in about:
+        raise errors.FileFormatError(
+            f"{args.file} was not saved by gpunet train: it does not say which network it holds"
+        )
+    classes = json.loads(about["classes"])
+    model = MODELS[about["model"]](json.loads(about["shape"]), len(classes))
+    model.load_state_dict(io.load(args.file))
+    model.to(args.device)
+    test_set = data.named(args.data, train=False)
+    print(f"test accuracy {train.evaluate(model, test_set, metrics=['accuracy'])['accuracy']:.4f}\n")
+    show_predictions(model, test_set, classes, args.show)
+
+
+def show_predictions(model: nn.Module, test_set: Any, classes: Sequence[str], count: int) -> None:
+    """Print images side by side in characters, with what the network makes of them. Wrong ones come first."""
+    if not count:
+        return
+    images = np.stack([np.asarray(test_set[i][0]) for i in range(len(test_set))])
+    guesses = np.asarray(train.predict(model, images)).argmax(axis=1)
+    wrong = np.flatnonzero(guesses != test_set.labels)[: count // 2]
+    right = np.flatnonzero(guesses == test_set.labels)
+    chosen = np.concatenate([wrong, right[:: max(1, len(right) // count)]])[:count]
+    columns = []
+    for i in chosen:
+        said, true = classes[guesses[i]], classes[test_set.labels[i]]
+        columns.append([*_characters(images[i]), f"{said}" if said == true else f"{said}, not {true}"])
+    print(f"predictions on the test part ({len(wrong)} of the {len(chosen)} shown are wrong):")
+    for line in zip(*columns):
+        print("  ".join(cell.ljust(len(columns[0][0])) for cell in line).rstrip())
+
+
+def _characters(image: np.ndarray) -> list[str]:
+    """An image (C, H, W) in 0..1 as lines of text, two characters to a pixel, at most 14 pixels high."""
+    grey = image.mean(axis=0)
+    step = -(-grey.shape[0] // 14)
+    grey = grey[::step, ::step]
+    shades = " .:-=+*#%@"
+    return ["".join(2 * shades[int(v * 9.99)] for v in row.clip(0, 1)) for row in grey]
+
+
+def run_info(args: argparse.Namespace) -> None:
+    """Print versions and devices."""
+    print(f"gpunet {gn.__version__}, Python {platform.python_version()}, {platform.platform()}")
+    for name in ("numpy", "safetensors", "cupy-cuda12x", "cupy-cuda13x", "matplotlib", "tensorboardX"):
+        try:
+            print(f"  {name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    print("devices:", ", ".join(gn.available_devices()))
+    try:
+        gn.zeros(1, device="cuda")
+    except errors.DeviceError as error:
+        print(f"no GPU: {error}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status is 1 where an input was wrong, which one line on stderr explains."""
+    parser = argparse.ArgumentParser(prog="gpunet", description="Deep learning on the arrays you already have.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("train", help="train a network on images", description=run_train.__doc__)
+    command.add_argument("--data", default="digits", help=f"{', '.join(NAMES)}; NAME:FOLDER says where its files are")
+    command.add_argument("--model", default="cnn", choices=MODELS)
+    command.add_argument("--epochs", type=int, default=20)
+    command.add_argument("--batch-size", type=int, default=32)
+    command.add_argument("--lr", type=float, default=3e-3, help="the highest learning rate of the schedule")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--device", default="auto", help='"cpu", "cuda", "cuda:1"; "auto" takes a GPU where there is one'
+    )
+    command.add_argument("--save", default="model.safetensors", metavar="FILE")
+    command.add_argument("--show", type=int, default=5, help="how many predictions to print")
+    command.add_argument("--download", action="store_true", help="fetch the dataset if it is missing")
+    command.set_defaults(run=run_train)
+
+    command = commands.add_parser("predict", help="use a network that train saved", description=run_predict.__doc__)
+    command.add_argument("file")
+    command.add_argument("--data", default="digits", help="whose test part to classify")
+    command.add_argument("--device", default="auto")
+    command.add_argument("--show", type=int, default=5)
+    command.set_defaults(run=run_predict)
+
+    commands.add_parser("info", help=run_info.__doc__).set_defaults(run=run_info)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        print(f"gpunet: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
