@@ -42,6 +42,20 @@ def integers(where: str, name: str, value: Any, n: int, least: int = 1) -> Ints:
     return tuple(integer(where, name, v, least) for v in values)
 
 
+def named_padding(where: str, word: str, kernel: Ints, stride: Ints, dilation: Ints) -> tuple[tuple[int, int], ...]:
+    """The elements before and after each axis that "valid" or "same" means.
+
+    Raises:
+        ValueError: another word, or "same" with strides.
+    """
+    if word not in ("valid", "same"):
+        raise ValueError(f'{where}: padding must be an int, ints, "valid" or "same", got {word!r}')
+    if word == "same" and any(s != 1 for s in stride):
+        raise ValueError(f'{where}: padding="same" needs stride 1, got stride {stride}')
+    totals = [d * (k - 1) if word == "same" else 0 for d, k in zip(dilation, kernel)]
+    return tuple((t // 2, t - t // 2) for t in totals)
+
+
 def probability(where: str, p: Any) -> float:
     """`p` as a float in [0, 1].
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from gpunet.creation import empty
 from gpunet.errors import ShapeError
-from gpunet.nn.arguments import Ints, check_batch, check_channels, check_dtype, integer, integers
+from gpunet.nn.arguments import Ints, check_batch, check_channels, check_dtype, integer, integers, named_padding
 from gpunet.nn.linear import reset_uniform
 from gpunet.nn.module import Module
 from gpunet.nn.parameter import Parameter
-from gpunet.ops.conv import Pairs, conv, conv_input_grad
+from gpunet.ops.conv import conv, conv_input_grad
 from gpunet.ops.shape import pad
 from gpunet.tensor import Tensor
 
@@ -98,7 +98,7 @@ class _Conv(_Convolution):
         self.padding: str | Ints
         if isinstance(padding, str):
             self.padding = padding
-            self._pairs = _named_padding(where, padding, self.kernel_size, self.stride, self.dilation)
+            self._pairs = named_padding(where, padding, self.kernel_size, self.stride, self.dilation)
         else:
             self.padding = integers(where, "padding", padding, self.axes, least=0)
             self._pairs = tuple((p, p) for p in self.padding)
@@ -249,17 +249,3 @@ class ConvTranspose2d(_ConvTranspose):
     """
 
     axes = 2
-
-
-def _named_padding(where: str, word: str, kernel: Ints, stride: Ints, dilation: Ints) -> Pairs:
-    """The elements before and after each axis that "valid" or "same" means.
-
-    Raises:
-        ValueError: another word, or "same" with strides.
-    """
-    if word not in ("valid", "same"):
-        raise ValueError(f'{where}: padding must be an int, ints, "valid" or "same", got {word!r}')
-    if word == "same" and any(s != 1 for s in stride):
-        raise ValueError(f'{where}: padding="same" needs stride 1, got stride {stride}')
-    totals = [d * (k - 1) if word == "same" else 0 for d, k in zip(dilation, kernel)]
-    return tuple((t // 2, t - t // 2) for t in totals)

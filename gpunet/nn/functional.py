@@ -21,8 +21,7 @@ from gpunet import random
 from gpunet.autograd import no_grad
 from gpunet.dtypes import float32, is_floating
 from gpunet.errors import DTypeError, ShapeError
-from gpunet.nn.arguments import check_batch, check_channels, integers, probability
-from gpunet.nn.conv import _named_padding
+from gpunet.nn.arguments import check_batch, check_channels, integers, named_padding, probability
 from gpunet.ops import conv as conv_ops
 from gpunet.ops import elementwise as ew
 from gpunet.ops import index, linalg, norm, pool
@@ -109,7 +108,7 @@ def _conv(
         check_channels(x, "weight", weight.shape[1] * groups)
     stride, dilation = integers(name, "stride", stride, n), integers(name, "dilation", dilation, n)
     if isinstance(padding, str):
-        around = _named_padding(name, padding, weight.shape[2:], stride, dilation)
+        around = named_padding(name, padding, weight.shape[2:], stride, dilation)
     else:
         around = tuple((p, p) for p in integers(name, "padding", padding, n, 0))
     return conv_ops.conv(x, weight, bias, stride=stride, padding=around, dilation=dilation, groups=groups)
