@@ -272,7 +272,7 @@ def test_loss_must_be_one_number():
 def test_errors_of_layers_pass_through():
     with pytest.raises(ShapeError, match="Linear"):
         train.predict(linear(), X[:, :3])
-    with pytest.raises(ValueError, match="target"):
+    with pytest.raises(IndexError, match="target"):
         fit(linear(), (X, Y + 7))
 
 
