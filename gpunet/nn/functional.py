@@ -492,9 +492,8 @@ def prelu(x: Tensor, weight: Tensor) -> Tensor:
             f"prelu: expected one weight, or one for each of the {channels} channels of the input of shape {x.shape}, "
             f"got shape {weight.shape}"
         )
-    if weight.size > 1:
-        weight = weight.reshape((-1,) + (1,) * (x.ndim - 2))
-    return gn.where(x > 0, x, weight * x)
+    along = (1,) * x.ndim if weight.size == 1 else (-1,) + (1,) * (x.ndim - 2)
+    return gn.where(x > 0, x, weight.reshape(along) * x)
 
 
 def hardtanh(x: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:

@@ -29,7 +29,7 @@ def clip_grad_norm_(
         max_norm: not negative.
         norm_type: the norm's order, a positive number; `math.inf` for the largest absolute value.
         error_if_nonfinite: whether to check that the norm is finite before anything is changed, which on a GPU waits
-            for the work queued there. Otherwise a NaN spreads to all gradients.
+            for the work queued there. Otherwise a NaN spreads to all gradients, and beside an infinity all become 0.
 
     Returns:
         The norm before clipping, 0-d, on the device of the first gradient.

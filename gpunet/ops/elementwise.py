@@ -354,17 +354,20 @@ def gelu(xp, x, *, approximate="none"):
             x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x³))).
     """
     if approximate == "tanh":
-        return 0.5 * x * (1.0 + xp.tanh(_TANH_SCALE * (x + 0.044715 * x * x * x)))
+        z = xp.clip(x, -_GELU_FLAT, _GELU_FLAT)
+        return 0.5 * x * (1.0 + xp.tanh(_TANH_SCALE * (z + 0.044715 * z * z * z)))
     return x * (0.5 * (1.0 + erf(x * math.sqrt(0.5))))
 
 
 @gelu.vjp
 def _(xp, g, _y, x, *, approximate):
+    z = xp.clip(x, -_GELU_FLAT, _GELU_FLAT)
     if approximate == "tanh":
-        t = xp.tanh(_TANH_SCALE * (x + 0.044715 * x * x * x))
-        return g * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * _TANH_SCALE * (1.0 + 3 * 0.044715 * x * x))
-    density = xp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
-    return g * (0.5 * (1.0 + erf(x * math.sqrt(0.5))) + x * density)
+        t = xp.tanh(_TANH_SCALE * (z + 0.044715 * z * z * z))
+        return g * (0.5 * (1.0 + t) + 0.5 * z * (1.0 - t * t) * _TANH_SCALE * (1.0 + 3 * 0.044715 * z * z))
+    density = xp.exp(-0.5 * z * z) * (1.0 / math.sqrt(2.0 * math.pi))
+    return g * (0.5 * (1.0 + erf(x * math.sqrt(0.5))) + z * density)
 
 
 _TANH_SCALE = math.sqrt(2.0 / math.pi)
+_GELU_FLAT = 40.0  # beyond, gelu is x or 0 to the last bit in float64 too, and powers of x must not overflow
