@@ -71,7 +71,7 @@ class _Convolution(Module):
 
     def extra_repr(self) -> str:
         words = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
-        words += [f"{name}={value!r}" for name, (value, default) in self._options().items() if value != default]
+        words += [f"{name}={value}" for name, (value, default) in self._options().items() if value != default]
         return ", ".join(words)
 
 

@@ -396,4 +396,6 @@ def _dtype(target: Any) -> np.dtype | None:
 def _describe(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__} itself; did you mean {value.__name__}()?"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}; a layer, or a Module whose forward calls it, would do"
     return f"a {type(value).__name__}"
