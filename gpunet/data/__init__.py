@@ -10,11 +10,12 @@ from gpunet.data.collate import collate
 from gpunet.data.dataset import ConcatDataset, Dataset, Subset, TensorDataset, random_split
 from gpunet.data.digits import Digits
 from gpunet.data.idx import read_idx, write_idx
-from gpunet.data.images import ImageDataset, data_root
+from gpunet.data.images import ImageDataset
 from gpunet.data.loader import DataLoader
 from gpunet.data.mnist import MNIST, FashionMNIST
 from gpunet.data.named import named
 from gpunet.data.sampler import BatchSampler, RandomSampler, SequentialSampler, WeightedRandomSampler
+from gpunet.data.source import data_root
 
 __all__ = [
     "CIFAR10",

@@ -1,18 +1,14 @@
-"""Data sets of labelled images, and where their files are found or downloaded from."""
+"""Data sets of labelled images held in memory."""
 
 from __future__ import annotations
 
 import operator
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gpunet.data.dataset import Dataset
-from gpunet.data.download import RemoteFile, extract
 from gpunet.data.transforms import is_batched, to_unit_interval
 from gpunet.errors import ShapeError
 
@@ -67,94 +63,3 @@ class ImageDataset(Dataset):
         shape = self.images.shape[1:] if self.images.ndim == 4 else (1, *self.images.shape[1:])
         transform = "" if self.transform is None else f", transform={self.transform!r}"
         return f"{type(self).__name__}({len(self)} images {shape}, {len(self.classes)} classes{transform})"
-
-
-def data_root() -> Path:
-    """The folder for data sets where no root is given: $GPUNET_DATA, or gpunet/data in the user's cache folder."""
-    if root := os.environ.get("GPUNET_DATA"):
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpunet" / "data"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a data set's files are: below a root, in a system package's folder, or on the network.
-
-    name: the data set's name, and that of its folder below a root.
-    remote: what to download: the files themselves, gzipped, or the one archive that holds them.
-    folder: a further folder that the archive's files are in.
-    members: for an archive, its members that are wanted, with their greatest sizes.
-    package: (what to type to install a system package, the folder it puts the files in).
-    """
-
-    name: str
-    remote: Sequence[RemoteFile]
-    folder: str = ""
-    members: Mapping[str, int] = field(default_factory=dict)
-    package: tuple[str, str] | None = None
-
-    def find(self, names: Sequence[str], root: str | os.PathLike[str] | None, download: bool) -> list[Path]:
-        """The paths of the files `names`, each as it is or with .gz behind its name.
-
-        root: the folder that has them, or has a folder `name` that does; None for `data_root()` and system packages.
-        download: fetch what is missing into the folder `name` below the root. Raises FileNotFoundError that says what
-        to do when files are missing still, FileFormatError for an archive or a download that is not the published one.
-        """
-        base = data_root() if root is None else Path(root)
-        home = base / self.name
-        places = [home, home / "raw", base]  # the second: torchvision's layout
-        folders = [place / self.folder for place in places] if self.folder else []
-        folders += places
-        if root is None and self.package is not None:
-            folders.append(Path(self.package[1]))
-        if found := _first_complete(folders, names):
-            return found
-        wanted = [file for file in self.remote if self.members or file.name.removesuffix(".gz") in names]
-        trouble = ""
-        try:
-            for place in places:
-                if self.members and (place / self.remote[0].name).is_file():
-                    return self._unpack(place, names)
-            if download:
-                for file in wanted:
-                    file.fetch(home)
-                return self._unpack(home, names) if self.members else _first_complete([home], names)
-        except OSError as error:
-            trouble = f"\nWhat went wrong: {error}"
-        raise FileNotFoundError(self._advice(names, wanted, folders, download) + trouble)
-
-    def _unpack(self, place: Path, names: Sequence[str]) -> list[Path]:
-        """Extract the archive that lies in `place`, once its SHA-256 is found right."""
-        archive = self.remote[0].checked(place / self.remote[0].name)
-        extract(archive, place / self.folder, self.members)
-        return _first_complete([place / self.folder], names)
-
-    def _advice(
-        self, names: Sequence[str], wanted: Sequence[RemoteFile], folders: Sequence[Path], downloading: bool
-    ) -> str:
-        kind = f"or {self.remote[0].name}, which holds them" if self.members else "gzipped or not"
-        lines = [f"{self.name}: did not find {', '.join(names)} ({kind}). Looked in:"]
-        for folder in folders:
-            there = [name for name in names if _variant(folder, name)]
-            lines.append(f"  {folder}" + (f" (has only {', '.join(there)})" if there else ""))
-        lines.append("Do one of these:")
-        if not downloading:
-            lines.append(f"  - pass download=True: it fetches {sum(file.size for file in wanted) / 1e6:.1f} MB")
-        lines.append(f"  - put them into {folders[0]}, or pass root= the folder that has them; they come from")
-        lines += [f"      {file.urls[0]}" for file in wanted]
-        if self.package is not None:
-            lines.append(f"  - install the system package: {self.package[0]}")
-        return "\n".join(lines)
-
-
-def _variant(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-
-
-def _first_complete(folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """The paths of `names` in the first folder that has them all; empty if none has."""
-    for folder in folders:
-        paths = [_variant(folder, name) for name in names]
-        if all(paths):
-            return [path for path in paths if path is not None]
-    return []

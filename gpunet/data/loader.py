@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
@@ -15,8 +16,8 @@ from gpunet.data.transforms import is_batched
 from gpunet.data.workers import WorkerPool, start_methods
 
 # What a random stream belongs to, beside the seed and the epoch: the order, a sample (by its index), a batch (by its
-# number in the epoch).
-_ORDER, _SAMPLE, _BATCH = range(3)
+# number in the epoch), or the other libraries' generators in a worker (likewise).
+_ORDER, _SAMPLE, _BATCH, _OTHERS = range(4)
 
 
 class DataLoader:
@@ -140,7 +141,9 @@ class DataLoader:
             else:
                 pool, self._pool = self._pool, None
                 if pool is None:
-                    pool = WorkerPool(fetch, self.num_workers, self.prefetch_factor, self.timeout, self.start_method)
+                    pool = WorkerPool(
+                        fetch.in_worker, self.num_workers, self.prefetch_factor, self.timeout, self.start_method
+                    )
                 batches = pool.map(tasks)
             for batch in batches:
                 position += 1
@@ -215,6 +218,14 @@ class _Fetch:
                 whole = is_batched(self.batch_transform)
                 batch = self.batch_transform.batch(batch) if whole else self.batch_transform(batch)
             return map_leaves(_in_order, batch)
+
+    def in_worker(self, seed: int, epoch: int, number: int, indices: np.ndarray) -> Any:
+        """The same; code that draws from `random` or `numpy.random` gets other numbers for each batch, not, as forked
+        copies of one generator would give, the same ones in each worker."""
+        state = gn.random.derive(seed, epoch, _OTHERS, number).randint(0, 2**32, device="cpu").item()
+        random.seed(state)
+        np.random.seed(state)
+        return self(seed, epoch, number, indices)
 
     def _collate(self, seed: int, epoch: int, indices: list[int]) -> Any:
         samples = []

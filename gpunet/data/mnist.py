@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gpunet.data.download import RemoteFile
 from gpunet.data.idx import read_idx
-from gpunet.data.images import ImageDataset, Source
+from gpunet.data.images import ImageDataset
+from gpunet.data.source import RemoteFile, Source
 from gpunet.errors import FileFormatError
 
 

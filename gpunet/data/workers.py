@@ -192,9 +192,12 @@ class _Worker:
         return [whole[start : start + size] for start, size in zip(_offsets(sizes), sizes)]
 
     def raise_death(self) -> NoReturn:
+        """Say how the process ended. Called where an error came from its connection: that error, if it is alive."""
         self.process.join(_PATIENCE)
         code = self.process.exitcode
-        if code is not None and code < 0:
+        if code is None:
+            raise
+        if code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
             if -code == getattr(signal, "SIGKILL", None):
                 how += ", as the kernel does when memory runs out"
@@ -325,9 +328,16 @@ def _offsets(sizes: list[int]) -> list[int]:
 
 
 def _use_one_thread() -> None:
-    """Several workers share the cores already."""
-    import gpunet as gn
+    """Workers share the cores already: tell NumPy's OpenBLAS, where that can be found, to leave its threads unused."""
+    import ctypes
 
-    set_num_threads = getattr(gn, "set_num_threads", None)
-    if set_num_threads is not None:
-        set_num_threads(1)
+    try:
+        with open("/proc/self/maps") as maps:
+            libraries = {line.split()[-1] for line in maps if "openblas" in line}
+    except OSError:  # not Linux
+        return
+    for library in map(ctypes.CDLL, libraries):
+        for prefix in ("", "scipy_"):  # Debian's build, and those in NumPy's and SciPy's wheels
+            for suffix in ("", "64_"):
+                if function := getattr(library, f"{prefix}openblas_set_num_threads{suffix}", None):
+                    function(1)

@@ -7,7 +7,7 @@ import pytest
 
 from gpunet.data import CIFAR10, CIFAR100
 from gpunet.data.cifar import read_cifar
-from gpunet.data.download import RemoteFile
+from gpunet.data.source import RemoteFile
 from gpunet.errors import FileFormatError
 
 

@@ -1,10 +1,8 @@
 import numpy as np
 import pytest
 
-from gpunet.data import DataLoader, ImageDataset, data_root
+from gpunet.data import DataLoader, ImageDataset
 from gpunet.data import transforms as T
-from gpunet.data.download import RemoteFile
-from gpunet.data.images import Source
 from gpunet.errors import ShapeError
 
 GREY = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
@@ -47,32 +45,3 @@ def test_one_index_at_a_time():
 def test_images_and_labels_must_fit():
     with pytest.raises(ShapeError, match=r"ImageDataset: expected images .* got \(3, 4, 5\) and \(2,\)"):
         ImageDataset(GREY, LABELS[:2])
-
-
-def test_data_root(monkeypatch, tmp_path):
-    monkeypatch.setenv("GPUNET_DATA", str(tmp_path / "here"))
-    assert data_root() == tmp_path / "here"
-    monkeypatch.delenv("GPUNET_DATA")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert data_root() == tmp_path / "gpunet" / "data"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert data_root() == tmp_path / ".cache" / "gpunet" / "data"
-
-
-def test_source_prefers_its_own_folder(tmp_path):
-    source = Source("Name", [RemoteFile("a.gz", 1, "0", ["http://127.0.0.1:9/a.gz"])])
-    (tmp_path / "a").write_bytes(b"")
-    assert source.find(["a"], tmp_path, False) == [tmp_path / "a"]
-    (tmp_path / "Name").mkdir()
-    (tmp_path / "Name" / "a.gz").write_bytes(b"")
-    assert source.find(["a"], tmp_path, False) == [tmp_path / "Name" / "a.gz"]
-
-
-def test_source_says_what_a_folder_has_only(tmp_path):
-    (tmp_path / "b").write_bytes(b"")
-    source = Source("Name", [RemoteFile("a.gz", 1, "0", ["http://127.0.0.1:9/a.gz"])])
-    with pytest.raises(
-        FileNotFoundError, match=rf"did not find a, b \(gzipped or not\)(.|\n)*{tmp_path} \(has only b\)"
-    ):
-        source.find(["a", "b"], tmp_path, False)

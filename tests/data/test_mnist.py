@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpunet.data import MNIST, DataLoader, FashionMNIST, write_idx
-from gpunet.data.download import RemoteFile
+from gpunet.data.source import RemoteFile
 from gpunet.errors import FileFormatError
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")

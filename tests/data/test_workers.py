@@ -2,10 +2,12 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -232,6 +234,29 @@ def test_spawn():
     x = np.random.default_rng(0).random((20, 3))
     loader = DataLoader(TensorDataset(x), 5, num_workers=1, start_method="spawn")
     np.testing.assert_array_equal(np.concatenate([a.numpy() for (a,) in loader]), x)
+
+
+def test_other_generators_differ_between_batches_and_not_with_the_number_of_workers():
+    dataset = Calls(lambda i: (random.random(), np.random.random()))
+    first, second = (
+        [leaf.numpy()[0] for batch in DataLoader(dataset, num_workers=n, seed=5) for leaf in batch] for n in (1, 3)
+    )
+    assert first == second and len(set(first)) == 24
+
+
+def test_workers_start_from_any_thread():
+    with ThreadPoolExecutor(1) as threads:
+        assert len(threads.submit(list, DataLoader(Calls(lambda i: i), num_workers=2)).result()) == 12
+
+
+def test_workers_leave_the_threads_of_blas_unused():
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def threads(index):
+        libraries = [x for x in threadpoolctl.threadpool_info() if x["internal_api"] == "openblas"]
+        return max([library["num_threads"] for library in libraries], default=1)
+
+    assert {int(b.numpy()[0]) for b in DataLoader(Calls(threads, 2), num_workers=1)} == {1}
 
 
 def test_workers_see_no_gpu_and_have_a_stream_per_sample():
