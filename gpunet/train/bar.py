@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,14 +35,18 @@ class Bar:
             class Line(tqdm):
                 monitor_interval = 0  # no thread of tqdm's own: threads and forked loader workers do not go together
 
+            columns, rows = (
+                shutil.get_terminal_size()
+            )  # 80, 24 where the terminal does not say; tqdm would draw nothing
             self._tqdm = Line(
                 desc=label,
                 total=total,
                 initial=done,
                 file=sys.stderr,
-                dynamic_ncols=True,
+                ncols=columns,
+                nrows=rows,
                 mininterval=_INTERVAL,
-                bar_format="{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
                 if total
                 else "{desc} {n_fmt} [{elapsed}{postfix}]",
             )
@@ -61,8 +66,10 @@ class Bar:
         """Show the final values and leave the line."""
         text = self._describe(values or {})
         if self._tqdm is not None:
+            self._tqdm.ncols = (
+                None  # whole, even where it is longer than the terminal is wide: nothing is drawn over it
+            )
             self._tqdm.set_postfix_str(text, refresh=False)
-            self._tqdm.refresh()
             self._tqdm.close()
             self._tqdm = None
         elif self._lines:

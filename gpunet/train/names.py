@@ -20,7 +20,7 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "kl_div": F.kl_div,
 }
 
-OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "sgd": optim.SGD,
     "adam": optim.Adam,
     "adamw": optim.AdamW,

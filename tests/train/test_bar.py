@@ -21,9 +21,20 @@ def test_terminal_shows_a_bar_with_values_speed_and_time_left(immediate, termina
         batches.show(loss=gn.tensor(1 / (i + 1)), note="text is not shown")
     text = terminal().getvalue()
     last = text.split("\r")[-1]
-    assert re.search(r"epoch 1/2 100%\|.*\| 4/4 \[00:00<00:00, loss=0.25, [\d,]+ samples/s\]\n", last)
+    assert re.search(r"epoch 1/2 100%\|.*\| 4/4 \[00:00<00:00, loss=0.25, [\d,]+ samples/s\] *\n", last)
     assert "loss=1," in text  # values of the first batch were shown on the way
     assert "note" not in text
+
+
+def test_narrow_terminal_cuts_what_is_redrawn_but_not_the_final_line(immediate, terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    terminal()
+    batches = train.progress([np.zeros(5)] * 3, "epoch")
+    for _ in batches:
+        batches.show(**{f"quantity_{i}": 0.123 for i in range(5)})
+    *drawn, last = terminal().getvalue().rstrip().split("\r")
+    assert max(map(len, drawn)) <= 60
+    assert "quantity_4=0.123" in last and "samples/s]" in last
 
 
 def test_elsewhere_one_line_per_loop(capsys):
