@@ -1,4 +1,5 @@
-"""The command line: `gpunet train` trains a network on a dataset, `gpunet predict` uses it, `gpunet info` tells what is here."""
+"""The command line: `gpunet train` trains a network on images, `gpunet predict` uses it, `gpunet info` says what is
+here."""
 
 from __future__ import annotations
 

@@ -1,0 +1,171 @@
+"""Threads on the CPU: BLAS on one thread, and large products cut into parts for a pool of Python threads.
+
+NumPy releases the GIL while BLAS computes, so Python threads do as well as BLAS's own. On a machine whose cores are busy
+they do far better: BLAS's threads spin while they wait for one another, and a product of a fraction of a millisecond can
+take several. So at the first large product gpunet sets BLAS to one thread, for the whole process, and divides the work
+itself. Where no BLAS can be told so (Accelerate on macOS), it keeps its own threads and there is no pool.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+# Products of fewer multiplications than this are quicker on one thread than distributed.
+_LARGE = 8_000_000
+# From about here on, OpenBLAS would use several threads.
+_MULTITHREADED = 200_000
+
+_lock = threading.Lock()
+_pool: Pool | None = None
+_limit: Any = None  # what keeps BLAS on one thread, once it is
+_chosen: int | None = None  # by set_num_threads
+
+
+class _InWorker(threading.local):
+    value = False
+
+
+_in_worker = _InWorker()
+
+
+class Pool:
+    """`size` threads, of which the caller is one. Parts of a run are done by whichever thread is free."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._tasks: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(size - 1):
+            threading.Thread(target=self._work, daemon=True, name="gpunet").start()
+
+    def _work(self) -> None:
+        _in_worker.value = True
+        while (task := self._tasks.get()) is not None:
+            part, done = task
+            try:
+                part()
+                done.put(None)
+            except BaseException as error:
+                done.put(error)
+
+    def run(self, parts: Sequence[Callable[[], Any]]) -> None:
+        """Call every one of `parts`, and return when all are done. What one raises is raised here."""
+        if self.size == 1 or _in_worker.value:  # a part that has parts itself must not wait for a free thread
+            for part in parts:
+                part()
+            return
+        done: SimpleQueue[BaseException | None] = SimpleQueue()
+        for part in parts[1:]:
+            self._tasks.put((part, done))
+        try:
+            parts[0]()
+        finally:
+            errors = [done.get() for _ in parts[1:]]  # the others write to memory that the caller may free
+        for error in errors:
+            if error is not None:
+                raise error
+
+    def close(self) -> None:
+        """End the threads."""
+        for _ in range(self.size - 1):
+            self._tasks.put(None)
+
+
+def pool() -> Pool:
+    """The pool; its first use sets BLAS to one thread."""
+    global _pool, _limit
+    if _pool is None:
+        with _lock:
+            if _pool is None:
+                from threadpoolctl import threadpool_info, threadpool_limits
+
+                blas = [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+                if _limit is None and blas:
+                    _limit = threadpool_limits(1, user_api="blas")
+                    # BLAS's own number of threads honours OMP_NUM_THREADS and the like
+                    default = max(blas)
+                else:
+                    default = _cores() if blas else 1
+                _pool = Pool(_chosen or default)
+    return _pool
+
+
+def set_num_threads(n: int) -> None:
+    """Let ops on the CPU use up to `n` threads; by default as many as BLAS would use.
+
+    BLAS itself is set to one thread, which also applies to what else in the process calls it.
+
+    Raises:
+        ValueError: n is no positive int.
+    """
+    global _pool, _chosen
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"set_num_threads: expected a positive int, got {n!r}")
+    old = pool()
+    with _lock:
+        _chosen = n
+        _pool = Pool(n)
+    old.close()
+
+
+def get_num_threads() -> int:
+    """How many threads ops on the CPU may use."""
+    return pool().size
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _after_fork() -> None:
+    """A forked child has none of the threads; and its parent has the cores, so it works on one."""
+    global _pool, _lock
+    _lock = threading.Lock()
+    _in_worker.value = False
+    if _pool is not None:
+        _pool = Pool(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **options: Any) -> Any:
+    """`numpy.matmul`, on several threads where that is quicker.
+
+    The parts are blocks of rows (or of columns, where there are more of them), or of the first axis of a batch, whose
+    bounds depend on nothing but the shapes and the number of threads. So the result is the same at every run.
+    """
+    if a.size * b.shape[-1] < _MULTITHREADED or options:
+        return np.matmul(a, b, out=out, **options)
+    threads = pool()
+    if threads.size == 1 or a.size * b.shape[-1] < _LARGE or a.ndim < 2 or b.ndim < 2 or a.dtype != b.dtype:
+        return np.matmul(a, b, out=out)
+    if a.ndim == b.ndim == 2:
+        m, n = a.shape[0], b.shape[1]
+        if a.shape[1] != b.shape[0]:
+            return np.matmul(a, b, out=out)  # which says what is wrong
+        y = np.empty((m, n), a.dtype) if out is None else out
+        if m >= n:
+            parts = [lambda s=s: np.matmul(a[s], b, out=y[s]) for s in _cut(m, threads.size)]
+        else:
+            parts = [lambda s=s: np.matmul(a, b[:, s], out=y[:, s]) for s in _cut(n, threads.size)]
+    elif a.ndim == b.ndim and a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2] and a.shape[0] > 1:
+        y = np.empty((*a.shape[:-1], b.shape[-1]), a.dtype) if out is None else out
+        parts = [lambda s=s: np.matmul(a[s], b[s], out=y[s]) for s in _cut(a.shape[0], threads.size)]
+    else:
+        return np.matmul(a, b, out=out)
+    threads.run(parts)
+    return y
+
+
+def _cut(n: int, parts: int) -> list[slice]:
+    """Slices of nearly equal length that cover range(n)."""
+    parts = min(parts, n)
+    bounds = [n * i // parts for i in range(parts + 1)]
+    return [slice(i, j) for i, j in zip(bounds, bounds[1:])]

@@ -1,0 +1,120 @@
+"""Products on several threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+import pytest
+
+import gpunet as gn
+from gpunet.backends import threads
+
+rng = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    before = gn.get_num_threads()
+    gn.set_num_threads(2)
+    yield
+    gn.set_num_threads(before)
+
+
+SHAPES = {
+    "tall": ((4001, 63), (63, 65)),
+    "wide": ((64, 300), (300, 1001)),
+    "batch": ((7, 128, 128), (7, 128, 128)),
+    "one matrix for a batch": ((5, 200, 200), (200, 200)),
+    "vector": ((3000, 3000), (3000,)),
+    "small": ((3, 4), (4, 5)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_products_are_numpys(name: str) -> None:
+    a, b = (rng.standard_normal(s) for s in SHAPES[name])
+    np.testing.assert_allclose(threads.matmul(a, b), np.matmul(a, b), rtol=1e-10, atol=1e-12)
+
+
+def test_transposed_views_and_out() -> None:
+    a, b = rng.standard_normal((300, 2000)).T, rng.standard_normal((100, 300)).T
+    out = np.full((2000, 200), np.nan)
+    got = threads.matmul(a, b, out=out[:, ::2])
+    np.testing.assert_allclose(out[:, ::2], a @ b, rtol=1e-10, atol=1e-12)
+    assert np.shares_memory(got, out) and np.isnan(out[:, 1::2]).all()
+
+
+def test_large_products_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    real = np.matmul
+
+    def spy(a, b, out=None):
+        seen.add(threading.current_thread().name)
+        return real(a, b, out=out)
+
+    waiting = threading.Barrier(2, timeout=10)
+
+    def meet(*args, **kwargs):
+        waiting.wait()  # passes only if two threads are in a product at the same time
+        return spy(*args, **kwargs)
+
+    monkeypatch.setattr(threads.np, "matmul", meet)
+    threads.matmul(np.ones((1000, 100)), np.ones((100, 100)))
+    assert len(seen) == 2
+
+
+def test_errors_come_back_from_the_threads() -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("part")
+
+    for parts in ([fail, lambda: None], [lambda: None, fail]):
+        with pytest.raises(ZeroDivisionError, match="part"):
+            threads.pool().run(parts)
+    with pytest.raises(ValueError, match="matmul"):
+        threads.matmul(np.ones((5000, 50)), np.ones((51, 50)))
+
+
+def test_a_part_may_have_parts() -> None:
+    done: list[int] = []
+    inner = [lambda: done.append(1)] * 3
+    threads.pool().run([lambda: threads.pool().run(inner)] * 4)
+    assert len(done) == 12
+
+
+def test_many_callers_share_the_threads() -> None:
+    a, b = rng.standard_normal((2000, 70)), rng.standard_normal((70, 70))
+    expected = threads.matmul(a, b)
+    wrong = []
+
+    def work() -> None:
+        for _ in range(20):
+            if not np.array_equal(threads.matmul(a, b), expected):
+                wrong.append(1)
+
+    callers = [threading.Thread(target=work) for _ in range(4)]
+    for c in callers:
+        c.start()
+    for c in callers:
+        c.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_works_alone() -> None:
+    threads.matmul(np.ones((1000, 100)), np.ones((100, 100)))
+    child = os.fork()
+    if child == 0:
+        right = gn.get_num_threads() == 1 and threads.matmul(np.ones((1000, 100)), np.ones((100, 100))).sum() == 1e7
+        os._exit(0 if right else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_set_num_threads() -> None:
+    gn.set_num_threads(3)
+    assert gn.get_num_threads() == 3
+    for bad in (0, -1, 1.5, "two"):
+        with pytest.raises(ValueError, match="set_num_threads: expected a positive int"):
+            gn.set_num_threads(bad)
