@@ -343,7 +343,7 @@ def layer_norm(
 
 def normalize(x: Tensor, p: float = 2.0, axis: int = 1, eps: float = 1e-12) -> Tensor:
     """x divided by its norms of order p along an axis; norms below eps count as eps."""
-    return x / gn.maximum(_norm(x, p, axis), eps)
+    return _like(x / gn.maximum(_norm(x, p, axis), eps), x)
 
 
 def cosine_similarity(x1: Tensor, x2: Tensor, axis: int = 1, eps: float = 1e-8) -> Tensor:

@@ -70,7 +70,7 @@ def batch_norm(x: Any, weight: Any, bias: Any, *, eps: float, statistics: Any) -
 
 
 def _along_channels(p: Any, x: Any) -> Any:
-    return None if p is None or x.ndim == 2 else p.reshape((p.shape[0],) + (1,) * (x.ndim - 2))
+    return p if p is None or x.ndim == 2 else p.reshape((p.shape[0],) + (1,) * (x.ndim - 2))
 
 
 def layer_norm(x: Any, normalized_shape: tuple[int, ...], weight: Any, bias: Any, *, eps: float) -> Any:
