@@ -1,0 +1,56 @@
+"""The command line, run as a user would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import gpunet as gn
+from gpunet import cli, io
+
+
+def test_train_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "digits.safetensors"
+    assert cli.main(["train", "--epochs", "2", "--device", "cpu", "--save", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "1438 images (1, 8, 8) to train with, 359 to test, 10 classes" in out
+    accuracy = float(out.split("test accuracy ")[1].split(",")[0])
+    assert accuracy > 0.8
+    assert "predictions on the test part" in out and "@@" in out
+
+    assert cli.main(["predict", str(file), "--device", "cpu", "--show", "3"]) == 0
+    out = capsys.readouterr().out
+    assert f"test accuracy {accuracy:.4f}" in out
+
+
+def test_the_seed_decides_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    states = []
+    for seed in (5, 5, 6):
+        file = tmp_path / f"{len(states)}.safetensors"
+        args = ["train", "--model", "mlp", "--epochs", "1", "--seed", str(seed), "--device", "cpu", "--show", "0"]
+        cli.main([*args, "--save", str(file)])
+        states.append(io.load(file))
+    first, same, other = states
+    assert all((first[k] == same[k]).all() for k in first) and not all((first[k] == other[k]).all() for k in first)
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info"]) == 0
+    assert f"gpunet {gn.__version__}" in capsys.readouterr().out
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "w.safetensors"
+    io.save(file, {"a": gn.ones(1)})
+    for args, text in [
+        (["train", "--data", "imagenet"], "gpunet: unknown dataset 'imagenet'; known: digits"),
+        (["train", "--data", f"cifar10:{tmp_path}"], "cifar"),
+        (["train", "--device", "tpu"], "gpunet: unknown device type 'tpu'"),
+        (["predict", str(file)], "was not saved by gpunet train"),
+        (["predict", str(tmp_path / "none")], "none"),
+    ]:
+        assert cli.main(args) == 1
+        assert text in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--model", "transformer"])
