@@ -1,9 +1,10 @@
 """Threads on the CPU: BLAS on one thread, and large products cut into parts for a pool of Python threads.
 
-NumPy releases the GIL while BLAS computes, so Python threads do as well as BLAS's own. On a machine whose cores are busy
-they do far better: BLAS's threads spin while they wait for one another, and a product of a fraction of a millisecond can
-take several. So at the first large product gpunet sets BLAS to one thread, for the whole process, and divides the work
-itself. Where no BLAS can be told so (Accelerate on macOS), it keeps its own threads and there is no pool.
+NumPy releases the GIL while BLAS computes, so Python threads do as well as BLAS's own. On a machine whose cores are
+busy they do far better: BLAS's threads spin while they wait for one another, and a product of a fraction of a
+millisecond can take several. So at the first large product gpunet sets BLAS to one thread, for the whole process,
+and divides the work itself. Where no BLAS can be told so (Accelerate on macOS), it keeps its own threads and there
+is no pool.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any
 
@@ -168,4 +170,4 @@ def _cut(n: int, parts: int) -> list[slice]:
     """Slices of nearly equal length that cover range(n)."""
     parts = min(parts, n)
     bounds = [n * i // parts for i in range(parts + 1)]
-    return [slice(i, j) for i, j in zip(bounds, bounds[1:])]
+    return [slice(i, j) for i, j in pairwise(bounds)]
