@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+from gpunet.dtypes import float32
 from gpunet.errors import ShapeError
 from gpunet.ops.op import Traced, op
 
@@ -16,10 +17,18 @@ def _moments(xp: Any, x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
     return mean, xp.mean(centred * centred, axis=axes, keepdims=True)
 
 
+def _wide(xp: Any, x: Any) -> Any:
+    """float16 as float32, in which statistics of it are computed."""
+    return xp.astype(x, float32) if x.dtype == "float16" else x
+
+
 @op
 def moments(xp, x, *, axes):
-    """The mean and the biased variance of x over `axes`, which are kept with length one. Not differentiable."""
-    return _moments(xp, x, axes)
+    """The mean and the biased variance of x over `axes`, which are kept with length one. Not differentiable.
+
+    Of float16 they are float32: squares overflow float16 from 256 on.
+    """
+    return _moments(xp, _wide(xp, x), axes)
 
 
 @op
@@ -36,18 +45,20 @@ def normalize(xp, x, weight=None, bias=None, *, axes, eps, statistics=None):
         eps: added to the variance.
         statistics: (mean, variance) as `moments(x, axes=axes)` gives them, if they are known already.
     """
-    mean, variance = statistics or _moments(xp, x, axes)
-    y = x - mean
+    wide = _wide(xp, x)
+    mean, variance = statistics or _moments(xp, wide, axes)
+    y = wide - mean
     y *= 1.0 / xp.sqrt(variance + eps)
     if weight is not None:
         y *= weight
     if bias is not None:
         y += bias
-    return y
+    return y if y.dtype == x.dtype else xp.astype(y, x.dtype)
 
 
 @normalize.vjp
 def _(xp, g, _y, x, weight, _bias, *, axes, eps, statistics):
+    g, x = _wide(xp, g), _wide(xp, x)
     if statistics is None or isinstance(g, Traced):  # to be differentiated again, they must be functions of x
         statistics = _moments(xp, x, axes)
     mean, variance = statistics

@@ -284,6 +284,25 @@ def test_batch_norm_in_evaluation(device: str) -> None:
     assert half.dtype == "float16"
 
 
+@pytest.mark.parametrize("name", ["batch", "layer"])
+def test_norms_of_float16_do_not_overflow(name: str, device: str) -> None:
+    x = (IMAGES * 2e3).astype("float16")
+    given = gn.tensor(x, device=device, requires_grad=True)
+    mean, var = gn.zeros(2, device=device), gn.ones(2, device=device)
+
+    def f(x: gn.Tensor) -> gn.Tensor:
+        return F.batch_norm(x, mean, var, training=True) if name == "batch" else F.layer_norm(x, 3)
+
+    y = f(given)
+    assert y.dtype == "float16"
+    close(y, f(gn.asarray(x.astype("float64"), device=device)).cpu().numpy(), 2e-3)
+    assert np.isfinite(var.cpu().numpy()).all()
+    (y * y * y).sum().backward()
+    exact = gn.tensor(x.astype("float64"), device=device, requires_grad=True)
+    (f(exact) ** 3).sum().backward()
+    np.testing.assert_allclose(given.grad.cpu().numpy(), exact.grad.cpu().numpy(), atol=2e-5)
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_batch_norm_as_torch(training: bool) -> None:
     torch = pytest.importorskip("torch")
