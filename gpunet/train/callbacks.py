@@ -143,6 +143,10 @@ class EarlyStopping(Callback):
         self._best = _Best(monitor, mode, min_delta, "EarlyStopping")
         self._weights: dict[str, Any] = {}
 
+    def on_train_begin(self, state: State) -> None:
+        if not state.step:  # not a resumed run
+            self._best.value, self.best_epoch, self._weights = None, None, {}
+
     def on_epoch_end(self, state: State) -> None:
         if self._best.improved(state):
             self.best_epoch = state.epoch
@@ -198,6 +202,8 @@ class Checkpoint(Callback):
         self._best = _Best(monitor, mode, 0.0, "Checkpoint")
 
     def on_train_begin(self, state: State) -> None:
+        if not state.step:  # not a resumed run
+            self._best.value = None
         self.last.parent.mkdir(parents=True, exist_ok=True)
 
     def on_batch_end(self, state: State) -> None:

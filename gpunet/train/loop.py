@@ -77,8 +77,12 @@ def fit(
     if device is not None:
         model.to(device)
     loss = get_loss(loss)
-    schedule = [] if scheduler is None else [LRSchedule(scheduler)]
-    listeners = sorted([*callbacks, *schedule, ProgressBar(progress)], key=lambda callback: callback.order)
+    listeners = [*callbacks]
+    if scheduler is not None:
+        listeners.append(LRSchedule(scheduler))
+    if not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        listeners.append(ProgressBar(progress))
+    listeners.sort(key=lambda callback: callback.order)
     state = State(
         model=model,
         optimizer=get_optimizer(optimizer, model),

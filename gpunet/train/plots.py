@@ -155,7 +155,7 @@ def plot_predictions(
         image = np.moveaxis(images[index].astype(float), 0, -1)
         low, high = image.min(), image.max()
         axes.imshow((image - low) / (high - low or 1), cmap="gray_r" if image.shape[-1] == 1 else None)
-        sure = "" if chance is None else f" {chance[index]:.0%}"
+        sure = "" if chance is None else f" ({chance[index]:.0%})"
         text = f"{_name(classes[index], class_names)}{sure}\ntrue: {_name(target[index], class_names)}"
         axes.set_title(text, fontsize=9, color=_ORANGE if wrong[index] else _GREY)
         axes.set_axis_off()

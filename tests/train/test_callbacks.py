@@ -90,6 +90,18 @@ def test_missing_quantity_is_named():
         train.EarlyStopping(patience=0)
 
 
+def test_callbacks_begin_afresh_in_another_run(tmp_path):
+    stopping, checkpoint = train.EarlyStopping("loss", patience=9), train.Checkpoint(tmp_path, monitor="loss")
+    model = nn.Linear(4, 2)
+    for lr in (0.1, 1e-9):  # the second run gets worse values than the first
+        fit(model, optimizer=optim.SGD(model.parameters(), lr=lr), epochs=3, callbacks=[stopping, checkpoint])
+        model = nn.Linear(4, 2)
+        model.weight.data[0] = [100.0, 0.0, 0.0, 0.0]  # surely wrong
+    assert stopping.best_epoch is not None
+    saved = io.load_checkpoint(checkpoint.best, random=False)
+    assert saved["history"]["loss"][0] > 10
+
+
 # --- Checkpoint
 
 
@@ -233,6 +245,11 @@ def test_tensorboard_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ImportError, match=r"TensorBoard needs tensorboardX: pip install 'gpunet\[tensorboard\]'"):
         train.TensorBoard("x")
+
+
+def test_progress_bar_of_ones_own_is_the_only_one(capsys):
+    fit(callbacks=[train.ProgressBar()], progress=None)
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_progress_bar_of_fit_on_a_terminal(terminal):

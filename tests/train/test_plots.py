@@ -63,7 +63,7 @@ def test_the_surest_mistakes_come_first(tmp_path, monkeypatch):
     plots.plot_predictions(
         np.zeros((3, 2, 2)), scores, np.array([1, 0, 1]), tmp_path / "p.png", class_names=["cat", "dog"]
     )
-    assert titles == ["dog 90%\ntrue: cat", "cat 70%\ntrue: dog"]
+    assert titles == ["dog (90%)\ntrue: cat", "cat (70%)\ntrue: dog"]
 
 
 def test_global_state_is_left_alone(tmp_path):
