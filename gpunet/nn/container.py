@@ -63,7 +63,11 @@ class _Sequence(Module):
 
     def append(self: S, module: Module) -> S:
         """Add a module at the end, and return the container."""
-        self.add_module(str(len(self)), module)
+        names = self._parts()
+        number = len(names)
+        while str(number) in names:  # a slice of another container starts at a later number
+            number += 1
+        self.add_module(str(number), module)
         return self
 
     def extend(self: S, modules: Iterable[Module]) -> S:
@@ -74,10 +78,10 @@ class _Sequence(Module):
 
     def insert(self: S, i: int, module: Module) -> S:
         """Add a module before number i, and return the container. Those after it get other numbers."""
+        self.append(module)
         parts = list(self._parts().items())
-        if not isinstance(module, Module):
-            self.add_module("inserted", module)  # raises the error
-        parts.insert(i, (str(len(parts)), module))
+        last = parts.pop()
+        parts.insert(i, last)
         self._become(parts)
         return self
 

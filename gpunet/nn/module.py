@@ -275,7 +275,7 @@ class Module:
         The Parameter objects stay the same, so that an optimizer that holds them keeps working.
 
         Args:
-            targets: devices (a Device or its name) and floating-point dtypes.
+            targets: devices (a Device or its name) and floating-point dtypes; None is passed over.
 
         Returns:
             The module itself.
@@ -286,6 +286,8 @@ class Module:
         """
         device = dtype = None
         for target in targets:
+            if target is None:
+                continue
             kind = None if isinstance(target, Device) else _dtype(target)
             if kind is None:
                 device = resolve(target)

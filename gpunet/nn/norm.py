@@ -26,6 +26,8 @@ class _BatchNorm(Module):
         track_running_stats: bool = True,
         device: Any = None,
         dtype: Any = None,
+        *,
+        bias: bool = True,
     ) -> None:
         self.num_features = integer(type(self).__name__, "num_features", num_features)
         self.eps = eps
@@ -34,7 +36,7 @@ class _BatchNorm(Module):
         self.track_running_stats = track_running_stats
         how: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = Parameter(ones(num_features, **how)) if affine else None
-        self.bias = Parameter(zeros(num_features, **how)) if affine else None
+        self.bias = Parameter(zeros(num_features, **how)) if affine and bias else None
         self.running_mean: Tensor | None
         self.running_var: Tensor | None
         self.num_batches_tracked: Tensor | None
@@ -53,9 +55,7 @@ class _BatchNorm(Module):
     def reset_parameters(self) -> None:
         """Set the scale to 1, the shift to 0, and forget the running statistics."""
         self.reset_running_stats()
-        if self.weight is not None and self.bias is not None:
-            init.ones_(self.weight)
-            init.zeros_(self.bias)
+        _reset_affine(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         shape = check_array(x)
@@ -64,26 +64,28 @@ class _BatchNorm(Module):
             raise ShapeError(f"expected an input of shape {wanted}, got {shape}")
         check_channels(x, "num_features", self.num_features)
         check_floating(x)
+        batches = self.num_batches_tracked if self.training else None
         momentum = self.momentum
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked += 1
-            if momentum is None:  # the average of all batches so far
-                momentum = 1.0 / self.num_batches_tracked.item()
-        return F.batch_norm(
+        if momentum is None:  # the average of all batches so far and this one
+            momentum = 0.0 if batches is None else 1.0 / (batches.item() + 1)
+        y = F.batch_norm(
             x,
             self.running_mean,
             self.running_var,
             self.weight,
             self.bias,
             training=self.training or self.running_mean is None,
-            momentum=momentum or 0.0,
+            momentum=momentum,
             eps=self.eps,
         )
+        if batches is not None:
+            batches += 1
+        return y
 
     def extra_repr(self) -> str:
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}"
+            f"bias={self.bias is not None}, track_running_stats={self.track_running_stats}"
         )
 
 
@@ -107,9 +109,10 @@ class BatchNorm2d(_BatchNorm):
         eps: added to the variance.
         momentum: new running statistic = (1 - momentum) * old + momentum * the batch's; None: the average of all
             batches.
-        affine: whether to scale and shift as learned.
+        affine: whether to scale, and shift, as learned.
         track_running_stats: whether there are running statistics; without, the batch's serve in evaluation too.
         device, dtype: of the parameters.
+        bias: whether to shift.
 
     Attributes:
         weight, bias: (C,), at first 1 and 0; or None.
@@ -159,10 +162,7 @@ class LayerNorm(Module):
 
     def reset_parameters(self) -> None:
         """Set the scale to 1 and the shift to 0."""
-        if self.weight is not None:
-            init.ones_(self.weight)
-        if self.bias is not None:
-            init.zeros_(self.bias)
+        _reset_affine(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         check_array(x)
@@ -170,4 +170,12 @@ class LayerNorm(Module):
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
-        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+        affine = f"elementwise_affine={self.elementwise_affine}, bias={self.bias is not None}"
+        return f"{self.normalized_shape}, eps={self.eps}, {affine}"
+
+
+def _reset_affine(weight: Tensor | None, bias: Tensor | None) -> None:
+    if weight is not None:
+        init.ones_(weight)
+    if bias is not None:
+        init.zeros_(bias)

@@ -40,6 +40,7 @@ def check_against_torch(make: str, x: np.ndarray, *args: Any, training: bool = T
     """Compare nn.<make>(*args, **kwargs) to torch.nn's: the repr, and with the same weights, the state after a forward
     pass, the output, and the gradients with respect to parameters and input. Both libraries load the other's state."""
     torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
     ours, theirs = getattr(nn, make)(*args, **kwargs), getattr(torch.nn, make)(*args, **kwargs)
     ours.train(training)
     theirs.train(training)

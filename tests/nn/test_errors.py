@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ class ConvNet(nn.Module):
 
     def __init__(self, features: int, dropout: float = 0.0, flatten: bool = True) -> None:
         layers: list[nn.Module] = []
-        for a, b in zip(CHANNELS, CHANNELS[1:]):
+        for a, b in pairwise(CHANNELS):
             layers += [nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
         self.features = nn.Sequential(*layers)
         head: list[nn.Module] = [nn.Flatten()] if flatten else []
@@ -76,8 +77,8 @@ def test_the_layer_before_is_named_only_if_it_explains_the_width() -> None:
 def test_channels_after_a_convolution() -> None:
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(32))
     assert message(model, gn.zeros((4, 3, 8, 8))) == (
-        "model.1 (BatchNorm2d(32, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)): expected 32 "
-        "channels, got 16 in an input of shape (4, 16, 6, 6). The layer before it, model.0 (Conv2d), gives 16: set "
+        "model.1 (BatchNorm2d(32, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)): expected "
+        "32 channels, got 16 in an input of shape (4, 16, 6, 6). The layer before it, model.0 (Conv2d), gives 16: set "
         "num_features=16 here"
     )
 
@@ -171,7 +172,9 @@ def test_an_input_of_the_wrong_dtype_or_on_the_wrong_device() -> None:
         'expected an input of dtype float32, as the weight has, got float64: use x.astype("float32"), or '
         'model.to("float64")'
     )
-    assert message(model, gn.zeros((2, 3), dtype="int64"), kind=DTypeError).endswith('got int64: use x.astype("float32")')
+    assert message(model, gn.zeros((2, 3), dtype="int64"), kind=DTypeError).endswith(
+        'got int64: use x.astype("float32")'
+    )
     text = message(model, gn.zeros((2, 3), device="strict"), kind=DeviceError)
     assert text.startswith("model.0 (Linear(") and "its arrays are on different devices: strict" in text
     text = message(model, [[1.0, 2.0, 3.0]], kind=TypeError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,7 @@ def test_to_keeps_the_parameters(device: str) -> None:
     net(gn.ones((2, 3), dtype="float64", device=device)).sum().backward()
     assert before[0].grad.dtype == "float64"
     assert net.cpu().bias.device == "cpu"
-    net.to("float32").to(device, gn.float64)
+    net.to("float32").to(device, gn.float64).to(None)
     assert net.bias.device == device and net.bias.dtype == "float64"
 
 
@@ -180,7 +181,9 @@ def test_state_dict_shares_memory_and_leaves_out_what_is_not_persistent() -> Non
 @pytest.mark.parametrize("as_numpy", [False, True])
 def test_loading_copies_into_the_same_parameters(as_numpy: bool, device: str) -> None:
     source, target = Net(), Net().to(device)
-    state = {n: v.numpy().astype("float64") if v.dtype.kind == "f" else v.numpy() for n, v in source.state_dict().items()}
+    state = {
+        n: v.numpy().astype("float64") if v.dtype.kind == "f" else v.numpy() for n, v in source.state_dict().items()
+    }
     before = list(target.parameters())
     keys = target.load_state_dict(state if as_numpy else source.state_dict())
     assert keys.missing_keys == [] == keys.unexpected_keys
@@ -223,11 +226,12 @@ def test_loading_what_does_not_fit_lists_everything_and_changes_nothing() -> Non
 
 def test_state_goes_to_torch_and_back() -> None:
     torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
     sizes = [3, 16, 32, 64]
 
     def build(n: Any) -> Any:
         convs = []
-        for a, b in zip(sizes, sizes[1:]):
+        for a, b in pairwise(sizes):
             convs += [n.Conv2d(a, b, 3, padding=1), n.BatchNorm2d(b), n.ReLU(), n.MaxPool2d(2)]
         return n.Sequential(n.Sequential(*convs), n.Flatten(), n.Linear(64, 10), n.LayerNorm(10))
 
@@ -341,9 +345,8 @@ def test_repr_is_torchs() -> None:
             n.Conv2d(3, 8, (3, 1), stride=2, padding=1, dilation=2, bias=False),
             n.Conv1d(4, 8, 3, padding="same", groups=2, padding_mode="circular"),
             n.ConvTranspose2d(3, 6, 3, 2, 1, output_padding=1),
-            n.Sequential(n.BatchNorm2d(8), n.MaxPool2d(2), n.Dropout(0.25), n.Linear(3, 4, bias=False)),
+            n.Sequential(n.MaxPool2d(2), n.Dropout(0.25), n.Linear(3, 4, bias=False)),
             n.Embedding(5, 3, padding_idx=1),
-            n.LayerNorm((2, 3)),
             n.AvgPool2d(3, 2, 1),
             n.AdaptiveAvgPool2d((1, 2)),
             n.Identity(),
