@@ -21,7 +21,7 @@ from gpunet import random
 from gpunet.autograd import no_grad
 from gpunet.dtypes import float32, is_floating
 from gpunet.errors import DTypeError, ShapeError
-from gpunet.nn.arguments import check_batch, check_channels, integers, named_padding, probability
+from gpunet.nn.arguments import check_batch, check_channels, check_floating, integers, named_padding, probability
 from gpunet.ops import conv as conv_ops
 from gpunet.ops import elementwise as ew
 from gpunet.ops import index, linalg, norm, pool
@@ -378,8 +378,11 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 
     Raises:
         ValueError: p is out of range.
+        DTypeError: x is not floating-point.
     """
     p = probability("dropout", p)
+    with _told_by("dropout"):
+        check_floating(x)
     if not training or p == 0.0:
         return x
     if p == 1.0:
@@ -407,7 +410,7 @@ def embedding(indices: Tensor, weight: Tensor, padding_idx: int | None = None) -
         indices,
         rows,
         lambda at: IndexError(
-            f"embedding: index {_item(indices, at)} at {_place(indices, at)} is out of range: there are {rows} rows"
+            f"embedding: index {_item(indices, at)}{_place(indices, at)} is out of range: there are {rows} rows"
         ),
     )
     y = index.take(weight, indices, axis=0)
@@ -440,7 +443,7 @@ def one_hot(indices: Tensor, num_classes: int = -1) -> Tensor:
     _refuse(
         (indices < 0) | (indices >= num_classes),
         lambda at: IndexError(
-            f"one_hot: index {_item(indices, at)} at {_place(indices, at)} is out of range for {num_classes} classes"
+            f"one_hot: index {_item(indices, at)}{_place(indices, at)} is out of range for {num_classes} classes"
         ),
     )
     return index.one_hot(indices, num_classes=num_classes)
@@ -676,7 +679,7 @@ class _Classes:
             gn.where(self.kept, self.target, 0),
             classes,
             lambda at: IndexError(
-                f"{name}: target {_item(target, at)} at {_place(target, at)} is out of range: the input of shape "
+                f"{name}: target {_item(target, at)}{_place(target, at)} is out of range: the input of shape "
                 f"{x.shape} has {classes} classes, 0 to {classes - 1}"
                 + (f" (ignore_index={ignore_index} would be ignored)" if _item(target, at) < 0 else "")
             ),
@@ -760,7 +763,7 @@ def binary_cross_entropy(x: Tensor, target: Tensor, weight: Tensor | None = None
     factors = _refuse(
         (x < 0) | (x > 1),
         lambda at: ValueError(
-            f"{name}: expected probabilities in [0, 1], got {_item(x, at)} at {_place(x, at)}; for logits use "
+            f"{name}: expected probabilities in [0, 1], got {_item(x, at)}{_place(x, at)}; for logits use "
             "binary_cross_entropy_with_logits (BCEWithLogitsLoss)"
         ),
     )
@@ -827,15 +830,16 @@ REDUCTIONS = ("none", "mean", "sum")
 KL_REDUCTIONS = (*REDUCTIONS, "batchmean")
 
 
+def check_reduction(name: str, reduction: str, known: tuple[str, ...] = REDUCTIONS) -> None:
+    """Raise ValueError, which `name` begins, unless `reduction` is one of the known ones."""
+    if reduction not in known:
+        raise ValueError(f"{name}: reduction must be one of {', '.join(map(repr, known))}, got {reduction!r}")
+
+
 def _reduce(losses: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return losses
     return gn.mean(losses) if reduction == "mean" else gn.sum(losses)
-
-
-def check_reduction(name: str, reduction: str, known: tuple[str, ...] = REDUCTIONS) -> None:
-    if reduction not in known:
-        raise ValueError(f"{name}: reduction must be one of {', '.join(map(repr, known))}, got {reduction!r}")
 
 
 def _check_predictions(name: str, x: Tensor) -> None:
@@ -924,6 +928,7 @@ def _item(t: Tensor, at: int) -> Any:
 
 
 def _place(t: Tensor, at: int) -> str:
-    """Where the element of flat index `at` is: "row 3", or "(3, 0)" where there are several axes."""
-    place = np.unravel_index(at, t.shape)
-    return f"row {at}" if t.ndim == 1 else str(tuple(map(int, place)))
+    """Where the element of flat index `at` is, for an error: " at row 3" or " at (3, 0)"; nothing for a 0-d t."""
+    if t.ndim < 2:
+        return f" at row {at}" if t.ndim else ""
+    return f" at {tuple(map(int, np.unravel_index(at, t.shape)))}"

@@ -452,6 +452,12 @@ def test_dropout_probability_out_of_range(p: float) -> None:
     assert message(ValueError, F.dropout, gn.ones(3), p) == f"dropout: p must be a probability, from 0 to 1, got {p}"
 
 
+def test_dropout_of_integers() -> None:
+    assert message(gn.errors.DTypeError, F.dropout, gn.ones(3, dtype="int64")) == (
+        'dropout: expected a floating-point input, got int64: use x.astype("float32")'
+    )
+
+
 TABLE = RNG.normal(size=(5, 3))
 INDICES = np.array([[0, 4, 1], [1, 1, 3]])
 

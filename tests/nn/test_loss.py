@@ -449,6 +449,7 @@ def test_target_out_of_range_is_named(name: str) -> None:
         f"{name}: target -1 at row 1 is out of range: the input of shape (4, 3) has 3 classes, 0 to 2 "
         "(ignore_index=-100 would be ignored)"
     )
+    assert "target 5 is out of range: the input of shape (3,)" in message(IndexError, f, x[0], gn.asarray(5))
     assert "target 5 at (1, 0) is out of range" in message(
         IndexError, f, gn.zeros((2, 3, 2)), gn.asarray([[0, 1], [5, 2]])
     )
@@ -510,6 +511,14 @@ def test_probabilities_out_of_range() -> None:
     x = gn.asarray(np.array([0.5, 1.5]), device="strict")
     found = F.binary_cross_entropy(x, x * 0.0, reduction="none").cpu().numpy()
     assert np.isnan(found).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("f", [*PAIRED, F.cross_entropy, F.nll_loss])
+def test_predictions_and_targets_on_different_devices(f: Any) -> None:
+    x = gn.asarray(np.full((2, 3), 0.5), device="strict")
+    target = gn.zeros((2,), dtype="int64") if f in (F.cross_entropy, F.nll_loss) else gn.zeros((2, 3))
+    text = message(gn.errors.DeviceError, f, x, target)
+    assert "cpu" in text and "strict" in text and "x.to(device)" in text
 
 
 def test_weights_must_broadcast_to_the_losses() -> None:
