@@ -1,7 +1,9 @@
 """Data: datasets, the DataLoader that turns them into batches, samplers and image transforms.
 
-train = data.FashionMNIST(train=True)
-for x, y in data.DataLoader(train, batch_size=128, shuffle=True): ...
+Typical use:
+
+    train = data.FashionMNIST(train=True)
+    for x, y in data.DataLoader(train, batch_size=128, shuffle=True): ...
 """
 
 from gpunet.data import transforms

@@ -19,8 +19,12 @@ _PIXELS = 3 * 32 * 32
 def read_cifar(path: str | os.PathLike[str], classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (N, 3, 32, 32) and labels uint8 (N, len(classes)) of a CIFAR file in the binary version.
 
-    classes: how many classes each of the label bytes tells apart: (10,) for CIFAR-10, (20, 100) for CIFAR-100.
-    Raises FileFormatError for a file that is empty, truncated, or has labels beyond these: not such a file.
+    Args:
+        path: the file.
+        classes: how many classes each of the label bytes tells apart: (10,) for CIFAR-10, (20, 100) for CIFAR-100.
+
+    Raises:
+        FileFormatError: a file that is empty or truncated, or that has other labels and so is not of this kind.
     """
     path = Path(path)
     record = len(classes) + _PIXELS
@@ -64,14 +68,19 @@ class _CifarDataset(ImageDataset):
 class CIFAR10(_CifarDataset):
     """Photographs in ten classes: samples (image float32 (3, 32, 32) RGB in 0..1, label int64).
 
-    root: the folder with data_batch_1.bin to data_batch_5.bin and test_batch.bin, or with cifar-10-batches-bin or
-        CIFAR10 that has them, or with cifar-10-binary.tar.gz. None: $GPUNET_DATA, or gpunet/data in the user's cache.
-    train: the 50,000 images to train with, or the 10,000 to test.
-    transform: see `ImageDataset`.
-    download: fetch the archive (170 MB) into root/CIFAR10 and unpack it; SHA-256 checked, resumable.
-    Raises FileNotFoundError that says what to do when files are missing, FileFormatError for a damaged one.
-
     A. Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
+
+    Args:
+        root: the folder with data_batch_1.bin to data_batch_5.bin and test_batch.bin, or with cifar-10-batches-bin or
+            CIFAR10 that has them, or with cifar-10-binary.tar.gz. None: $GPUNET_DATA, or gpunet/data in the user's
+            cache folder.
+        train: the 50,000 images to train with, or the 10,000 to test.
+        transform: see `ImageDataset`.
+        download: fetch the archive (170 MB) into root/CIFAR10 and unpack it; SHA-256 checked, resumable.
+
+    Raises:
+        FileNotFoundError: files are missing; it says what to do.
+        FileFormatError: a damaged file.
     """
 
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

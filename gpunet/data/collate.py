@@ -16,9 +16,15 @@ def collate(samples: Sequence[Any], indices: Sequence[int] | None = None) -> Any
 
     Arrays and Tensors of one shape are stacked along a new first axis; Python ints become int64, floats gpunet's
     default dtype, bools bool; strings and bytes stay a list. Tuples, named tuples, lists and dicts are collated field
-    by field. The result holds NumPy arrays. `indices`: the samples' places in the dataset, for the errors.
+    by field. The result holds NumPy arrays.
 
-    Raises ShapeError for unequal shapes or structures, DTypeError for something that cannot be in a batch.
+    Args:
+        samples: at least one.
+        indices: the samples' places in the dataset, for the errors.
+
+    Raises:
+        ShapeError: unequal shapes or structures.
+        DTypeError: something that has no place in an array.
     """
     return _collate(samples, range(len(samples)) if indices is None else indices, "")
 

@@ -45,18 +45,28 @@ class Dataset:
 
 
 def get_batch(dataset: Any, indices: np.ndarray) -> Any:
-    """`dataset.get_batch(indices)`, or NotImplemented for a dataset without it (a list, say)."""
-    method = getattr(dataset, "get_batch", None)
-    return NotImplemented if method is None else method(indices)
+    """`dataset.get_batch(indices)`, or NotImplemented for a dataset without it.
+
+    A subclass that changes `__getitem__` alone counts as one without: the inherited batches would not be its samples.
+    """
+    for kind in type(dataset).__mro__:
+        if "get_batch" in vars(kind):
+            return dataset.get_batch(indices)
+        if "__getitem__" in vars(kind):
+            break
+    return NotImplemented
 
 
 class TensorDataset(Dataset):
     """Arrays of equal length, side by side: sample i is the tuple of their i-th elements.
 
-    arrays: NumPy arrays, Tensors or nested lists with the same first length. NumPy arrays are shared, not copied.
-    transform: applied to the first array's elements: by the DataLoader to a whole batch at once if it is a
-        `transforms.Transform`, otherwise to one element at a time.
-    Raises ShapeError when the lengths differ.
+    Args:
+        arrays: NumPy arrays, Tensors or nested lists with the same first length. NumPy arrays are shared, not copied.
+        transform: applied to the first array's elements: by the DataLoader to a whole batch at once if it is a
+            `transforms.Transform`, otherwise to one element at a time.
+
+    Raises:
+        ShapeError: the lengths differ.
     """
 
     def __init__(self, *arrays: Any, transform: Any = None):
@@ -95,7 +105,12 @@ class TensorDataset(Dataset):
 
 
 class Subset(Dataset):
-    """The samples of `dataset` at `indices`, in that order."""
+    """The samples of `dataset` at `indices`, in that order.
+
+    Raises:
+        IndexError: an index outside the dataset.
+        TypeError: indices that are not integers.
+    """
 
     def __init__(self, dataset: Indexable, indices: Sequence[int] | np.ndarray):
         self.dataset = dataset
@@ -162,10 +177,14 @@ class ConcatDataset(Dataset):
 def random_split(dataset: Indexable, lengths: Sequence[float], seed: int | None = None) -> list[Subset]:
     """Cut `dataset` at random into disjoint Subsets that cover it.
 
-    lengths: sizes that add up to len(dataset), or fractions that add up to 1; with fractions, the samples left over
-        by rounding down go one each to the first subsets.
-    seed: the same seed always gives the same split. None: draw from gpunet.random, which gn.manual_seed sets.
-    Raises ValueError when the lengths do not add up.
+    Args:
+        dataset: what to cut.
+        lengths: sizes that add up to len(dataset), or fractions that add up to 1; with fractions, the samples left
+            over by rounding down go one each to the first subsets.
+        seed: the same seed always gives the same split. None: draw from gpunet.random, which gn.manual_seed sets.
+
+    Raises:
+        ValueError: the lengths do not add up.
     """
     count = len(dataset)
     if any(length < 0 for length in lengths):

@@ -16,15 +16,16 @@ _FILES = Path(__file__).parent / "files"
 class Digits(ImageDataset):
     """Handwritten digits 0 to 9: samples (image float32 (1, 8, 8) in 0..1, label int64). `.images` has values 0..16.
 
-    train: 1,438 images to train with; False: 359 to test; None: all 1,797, in the original order.
-    transform: see `ImageDataset`.
-
     The split is fixed: of each class, in the original order, every fifth image beginning with the third is for
     testing, so both parts have the same shares of the classes. They share the 13 writers too: the accuracy says
     little about the hand of somebody else.
 
     E. Alpaydin, C. Kaynak (1998), "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository,
     https://doi.org/10.24432/C50P49, the test part; CC BY 4.0, see files/LICENSE.digits.
+
+    Args:
+        train: True: 1,438 images to train with; False: 359 to test; None: all 1,797, in the original order.
+        transform: see `ImageDataset`.
     """
 
     def __init__(self, train: bool | None = True, transform: Any = None):

@@ -27,9 +27,12 @@ _TIMEOUT = 30.0  # seconds without a byte
 def fetch(file: RemoteFile, folder: str | os.PathLike[str], progress: bool = True) -> Path:
     """Download `file` into `folder` (made where missing) and return its path; keep a good copy that is there.
 
-    The bytes go to `<name>.part`, which a later call continues (HTTP Range), and only a file with the right
-    SHA-256 gets its real name. Each address is tried in turn. Raises OSError when none could be read to the end,
-    FileFormatError when what they sent is not this file. `progress`: a bar on a terminal.
+    The bytes go to `<name>.part`, which a later call continues (HTTP Range), and only a file with the right SHA-256
+    gets its real name. Each address is tried in turn. `progress`: show a bar on a terminal.
+
+    Raises:
+        OSError: no address could be read to the end.
+        FileFormatError: what was read is not this file.
     """
     path = Path(folder) / file.name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +138,10 @@ def extract(archive: Path, folder: Path, members: Mapping[str, int]) -> None:
     """Unpack from the .tar.gz `archive` exactly the files `members` (name in the archive -> most bytes allowed).
 
     Each lands in `folder` under the last part of its name, by way of a temporary name. Nothing else in the archive is
-    touched, whatever paths or links it holds. Raises FileFormatError if one is missing, too big, or damaged.
+    touched, whatever paths or links it holds.
+
+    Raises:
+        FileFormatError: a member is missing, too big, or damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing = dict(members)

@@ -33,8 +33,10 @@ _GZIP_MAX_RATIO = 1032  # deflate's limit: at best 258 bytes from two bits
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     """The array in the IDX file `path`, gzipped or not (told by its first bytes, not by its name).
 
-    The header is checked against the size of the file before anything of that size is allocated. Raises
-    FileFormatError for a file that is truncated, too long, damaged, or not IDX; FileNotFoundError if there is none.
+    The header is checked against the size of the file before anything of that size is allocated.
+
+    Raises:
+        FileFormatError: a file that is truncated, too long, damaged, or not IDX.
     """
     path = Path(path)
     size = path.stat().st_size
@@ -55,7 +57,8 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
 def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
     """Write `array` as an IDX file, gzipped if `path` ends in .gz; the same array always gives the same bytes.
 
-    Raises FileFormatError for a dtype that IDX does not have: it has uint8, int8, int16, int32, float32, float64.
+    Raises:
+        FileFormatError: a dtype that IDX lacks: it has uint8, int8, int16, int32, float32 and float64.
     """
     array = np.asarray(array)
     code = _CODES.get(array.dtype.newbyteorder(">"))

@@ -41,27 +41,31 @@ def resize_nearest(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def rotate(x: np.ndarray, degrees: np.ndarray, bilinear: bool, fill: float) -> np.ndarray:
     """Each image turned counter-clockwise about its centre by its own angle; `fill` where it has no pixels."""
-    count, _, height, width = x.shape
+    count, channels, height, width = x.shape
     angle = np.radians(degrees)[:, None, None]
-    down = np.arange(height)[:, None] - (height - 1) / 2
-    right = np.arange(width) - (width - 1) / 2
+    cos, sin = np.cos(angle).astype(x.dtype), np.sin(angle).astype(x.dtype)
+    down = np.arange(height, dtype=x.dtype)[:, None] - (height - 1) / 2
+    right = np.arange(width, dtype=x.dtype) - (width - 1) / 2
     # Where in the old image each new pixel lies: the turn backwards (y points down).
-    columns = np.cos(angle) * right - np.sin(angle) * down + (width - 1) / 2
-    rows = np.sin(angle) * right + np.cos(angle) * down + (height - 1) / 2
+    columns = cos * right - sin * down + (width - 1) / 2
+    rows = sin * right + cos * down + (height - 1) / 2
+    # With a border of `fill`, as wide as interpolation reaches, every place outside is a place on the border.
+    bordered = np.pad(x, ((0, 0), (0, 0), (1, 2), (1, 2)), constant_values=fill)
+    rows, columns = np.clip(rows, -1, height) + 1, np.clip(columns, -1, width) + 1
+    pixels = bordered.transpose(1, 0, 2, 3).reshape(channels, -1)  # so that a place is one index for all channels
+    first = np.arange(count)[:, None, None] * ((height + 3) * (width + 3))
 
-    def pixels(row: np.ndarray, column: np.ndarray) -> np.ndarray:
-        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        places = np.where(inside, row * width + column, 0).astype(np.intp).reshape(count, 1, -1)
-        values = np.take_along_axis(x.reshape(count, -1, height * width), places, axis=2).reshape(x.shape)
-        return np.where(inside[:, None], values, np.asarray(fill, x.dtype))
+    def look_up(row: np.ndarray, column: np.ndarray) -> np.ndarray:
+        return pixels.take(first + row * (width + 3) + column, axis=1)
 
-    if not bilinear:
-        return pixels(np.rint(rows), np.rint(columns))
-    top, left = np.floor(rows), np.floor(columns)
-    v, u = ((rows - top)[:, None].astype(x.dtype), (columns - left)[:, None].astype(x.dtype))
-    above = pixels(top, left) * (1 - u) + pixels(top, left + 1) * u
-    below = pixels(top + 1, left) * (1 - u) + pixels(top + 1, left + 1) * u
-    return above * (1 - v) + below * v
+    if bilinear:
+        top, left = rows.astype(np.intp), columns.astype(np.intp)
+        v, u = (rows - top).astype(x.dtype), (columns - left).astype(x.dtype)
+        above, below = (look_up(row, left) * (1 - u) + look_up(row, left + 1) * u for row in (top, top + 1))
+        out = above * (1 - v) + below * v
+    else:
+        out = look_up(np.rint(rows).astype(np.intp), np.rint(columns).astype(np.intp))
+    return np.ascontiguousarray(out.transpose(1, 0, 2, 3))
 
 
 def grey(x: np.ndarray) -> np.ndarray:

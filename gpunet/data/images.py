@@ -16,12 +16,16 @@ from gpunet.errors import ShapeError
 class ImageDataset(Dataset):
     """Labelled images: sample i is (image, label), the image float32 (C, H, W) in 0..1, the label int64.
 
-    images: uint8, (N, H, W) for grey or (N, C, H, W); kept as they are in `.images`.
-    labels: integers (N,), kept in `.labels` as int64.
-    classes: the classes' names, label by label.
-    highest: the pixel value that becomes 1.
-    transform: applied to the float image: by the DataLoader to a whole batch at once if it is a
-        `transforms.Transform`, otherwise to one image at a time.
+    Args:
+        images: uint8, (N, H, W) for grey or (N, C, H, W); kept as they are in `.images`.
+        labels: integers (N,), kept in `.labels` as int64.
+        classes: the classes' names, label by label.
+        highest: the pixel value that becomes 1.
+        transform: applied to the float image: by the DataLoader to a whole batch at once if it is a
+            `transforms.Transform`, otherwise to one image at a time.
+
+    Raises:
+        ShapeError: images and labels that do not fit each other.
     """
 
     def __init__(

@@ -23,31 +23,42 @@ _ORDER, _SAMPLE, _BATCH, _OTHERS = range(4)
 class DataLoader:
     """Iterate over a dataset in batches: `for x, y in DataLoader(train, batch_size=64, shuffle=True): ...`
 
-    dataset: a `Dataset`, or anything with `len()` and `[index]`, e.g. a list of samples.
-    batch_size: samples per batch; the last batch is smaller where it does not divide the dataset, unless `drop_last`.
-    shuffle: a new random order each epoch.
-    sampler: an iterable of indices instead of shuffle. It should draw its random numbers from gpunet.random.
-    batch_sampler: an iterable of lists of indices instead of batch_size, shuffle, sampler and drop_last.
-    num_workers: processes that fetch batches ahead; 0 fetches in this process, which is faster for arrays in memory
-        without costly transforms.
-    collate_fn: from a list of samples to a batch. Default: `collate`, or the dataset's own `get_batch`, which indexes
-        whole batches at once.
-    drop_last: leave out a last batch that is not full.
-    device: where the batches' arrays go, as Tensors; default the CPU.
-    seed: None draws one from gpunet.random now, so gn.manual_seed makes everything reproducible.
-    batch_transform: applied to each collated batch (NumPy arrays), in the worker. A `transforms.Transform` changes the
-        first element of the batch, the images; other callables get the whole batch and return it.
-    prefetch_factor: batches per worker that may be ready or under way.
-    timeout: seconds to wait for a batch from a worker, 0 for ever.
-    persistent_workers: keep the processes between epochs. Worth it with start_method="spawn", where starting them
-        takes seconds; a forked worker takes milliseconds.
-    start_method: how workers start; default "fork" on Linux and "spawn" elsewhere (see `workers`).
-
     Everything random is drawn from streams derived from the seed, the epoch, and the sample's index (for a sample
     fetched alone) or the batch's number (for one fetched whole, and batch_transform). So the batches do not depend on
     num_workers, and training that goes on from a `state_dict` sees what it would have seen.
 
     Each `iter(loader)` is the next epoch; the first after `load_state_dict` goes on where the saved one stood.
+
+    Args:
+        dataset: a `Dataset`, or anything with `len()` and `[index]`, e.g. a list of samples.
+        batch_size: samples per batch; the last batch is smaller where it does not divide the dataset.
+        shuffle: a new random order each epoch.
+        sampler: an iterable of indices instead of shuffle. It should draw its random numbers from gpunet.random.
+        batch_sampler: an iterable of lists of indices instead of batch_size, shuffle, sampler and drop_last.
+        num_workers: processes that fetch batches ahead; 0 fetches in this process, which is faster for arrays in
+            memory without costly transforms.
+        collate_fn: from a list of samples to a batch. Default: `collate`, or the dataset's own `get_batch`, which
+            indexes whole batches at once.
+        drop_last: leave out a last batch that is not full.
+        device: where the batches' arrays go, as Tensors; the default device if None.
+        seed: None draws one from gpunet.random now, so gn.manual_seed makes everything reproducible.
+        batch_transform: applied to each collated batch (NumPy arrays), in the worker. A `transforms.Transform` changes
+            the first element of the batch, the images; other callables get the whole batch and return it.
+        prefetch_factor: batches per worker that may be ready or under way.
+        timeout: seconds to wait for a batch from a worker, 0 for ever.
+        persistent_workers: keep the processes between epochs. Worth it with start_method="spawn", where starting them
+            takes half a second or more; forked ones are there in milliseconds.
+        start_method: how workers start; default "fork" on Linux and "spawn" elsewhere (see `workers`).
+
+    Attributes:
+        epoch: the epoch that is running or comes next, from 0.
+        position: how many of its batches have been handed out.
+
+    Raises:
+        ValueError: an empty dataset; no batch left by drop_last; arguments out of range or that exclude each other.
+        TypeError: an argument of the wrong type.
+        An exception of the dataset's in a worker comes as it is, with the worker's traceback as its cause; a worker
+        that died raises RuntimeError, one that is too slow TimeoutError.
     """
 
     def __init__(
@@ -114,9 +125,7 @@ class DataLoader:
         self.persistent_workers = persistent_workers
         self.start_method = start_method
         self.epoch = 0
-        """The epoch that is running or comes next, from 0."""
         self.position = 0
-        """How many of its batches have been handed out."""
         self._running: object | None = None  # identifies the iterator that `epoch` and `position` speak of
         self._pool: WorkerPool | None = None
 
@@ -181,7 +190,9 @@ class DataLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """The next `iter` goes on behind the last batch that `state` knows of, without fetching those before it.
 
-        Raises KeyError for a state that lacks one of the three numbers, ValueError for a position beyond the epoch.
+        Raises:
+            KeyError: the state lacks one of the three numbers.
+            ValueError: its position is beyond the epoch's end.
         """
         missing = {"seed", "epoch", "position"} - state.keys()
         if missing:

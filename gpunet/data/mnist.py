@@ -43,14 +43,18 @@ class _IdxDataset(ImageDataset):
 class MNIST(_IdxDataset):
     """Handwritten digits 0 to 9: samples (image float32 (1, 28, 28) in 0..1, label int64).
 
-    root: the folder with the four IDX files (gzipped or not), or with a folder MNIST that has them, as torchvision
-        lays them out. None: $GPUNET_DATA, or gpunet/data in the user's cache folder.
-    train: the 60,000 images to train with, or the 10,000 to test.
-    transform: see `ImageDataset`.
-    download: fetch missing files into root/MNIST; SHA-256 checked, resumable.
-    Raises FileNotFoundError that says what to do when files are missing, FileFormatError for a damaged one.
-
     Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document recognition" (1998).
+
+    Args:
+        root: the folder with the four IDX files (gzipped or not), or with a folder MNIST that has them, as torchvision
+            lays them out. None: $GPUNET_DATA, or gpunet/data in the user's cache folder.
+        train: the 60,000 images to train with, or the 10,000 to test.
+        transform: see `ImageDataset`.
+        download: fetch missing files into root/MNIST; SHA-256 checked, resumable.
+
+    Raises:
+        FileNotFoundError: files are missing; it says what to do.
+        FileFormatError: a damaged file.
     """
 
     classes = tuple("0123456789")
@@ -137,7 +141,11 @@ class FashionMNIST(_IdxDataset):
 
 
 def load_idx_pair(images_path: Path, labels_path: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (N, H, W) and labels uint8 (N,) from two IDX files; FileFormatError if they do not fit together."""
+    """Images uint8 (N, H, W) and labels uint8 (N,) from two IDX files.
+
+    Raises:
+        FileFormatError: a damaged file, or two that do not fit each other.
+    """
     images, labels = read_idx(images_path), read_idx(labels_path)
     if images.dtype != np.uint8 or images.ndim != 3:
         raise FileFormatError(f"{images_path}: expected images, uint8 of 3 axes; got {images.dtype} {images.shape}")

@@ -33,8 +33,11 @@ class SequentialSampler:
 class RandomSampler:
     """Every sample once, in random order; or `num_samples` of them; or, with `replacement`, as many independent draws.
 
-    num_samples: default len(dataset). More than that without replacement goes through the dataset several times, each
-        time in a new order.
+    Args:
+        dataset: anything with a length.
+        replacement: whether a sample can be drawn again.
+        num_samples: default len(dataset). More than that without replacement goes through the dataset several times,
+            each time in a new order.
     """
 
     def __init__(self, dataset: Sized, replacement: bool = False, num_samples: int | None = None):
@@ -66,6 +69,9 @@ class WeightedRandomSampler:
 
     Without replacement it is the scheme of P. Efraimidis and P. Spirakis, "Weighted random sampling with a reservoir"
     (2006): the largest keys log(u) / weight, which is the same as drawing one after the other.
+
+    Raises:
+        ValueError: negative, infinite or only zero weights; or fewer weights above 0 than are to be drawn.
     """
 
     def __init__(self, weights: Sequence[float] | np.ndarray, num_samples: int, replacement: bool = True):

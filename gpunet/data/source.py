@@ -29,11 +29,12 @@ def data_root() -> Path:
 class Source:
     """Where a data set's files are: below a root, in a system package's folder, or on the network.
 
-    name: the data set's name, and that of its folder below a root.
-    remote: what to download: the files themselves, gzipped, or the one archive that holds them.
-    folder: a further folder that the archive's files are in.
-    members: for an archive, its members that are wanted, with their greatest sizes.
-    package: (what to type to install a system package, the folder it puts the files in).
+    Attributes:
+        name: the data set's name, and that of its folder below a root.
+        remote: what to download: the files themselves, gzipped, or the one archive that holds them.
+        folder: a further folder that the archive's files are in.
+        members: for an archive, its members that are wanted, with their greatest sizes.
+        package: what to type to install a system package, and the folder it puts the files in.
     """
 
     name: str
@@ -45,9 +46,15 @@ class Source:
     def find(self, names: Sequence[str], root: str | os.PathLike[str] | None, download: bool) -> list[Path]:
         """The paths of the files `names`, each as it is or with .gz behind its name.
 
-        root: the folder that has them, or has a folder `name` that does; None for `data_root()` and system packages.
-        download: fetch what is missing into the folder `name` below the root. Raises FileNotFoundError that says what
-        to do when files are missing still, FileFormatError for an archive or a download that is not the published one.
+        Args:
+            names: without .gz.
+            root: the folder that has them, or has a folder `self.name` that does; None: `data_root()`, or else the
+                system package's folder.
+            download: whether to fetch what is missing, into the folder `self.name` below the root.
+
+        Raises:
+            FileNotFoundError: files are missing still; it says what to do.
+            FileFormatError: an archive or a download that is not the published one.
         """
         base = data_root() if root is None else Path(root)
         home = base / self.name

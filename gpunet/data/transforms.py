@@ -150,7 +150,14 @@ class ToTensor(Transform):
 
 @dataclass
 class Normalize(Transform):
-    """(x - mean) / std per channel, for floating-point images. mean, std: one number, or one for each channel."""
+    """(x - mean) / std per channel, for floating-point images.
+
+    Args:
+        mean, std: one number, or one for each channel.
+
+    Raises:
+        ValueError: a std that is not above 0.
+    """
 
     mean: float | Sequence[float]
     std: float | Sequence[float]
@@ -175,8 +182,10 @@ class Normalize(Transform):
 class Resize(Transform):
     """To another size by bilinear (or "nearest") interpolation.
 
-    size: (height, width), or one number for the shorter side, which keeps the proportions.
-    antialias: average over all pixels when shrinking (as PIL does), instead of skipping some.
+    Args:
+        size: (height, width), or one number for the shorter side, which keeps the proportions.
+        interpolation: "bilinear" or "nearest".
+        antialias: average over all pixels when shrinking (as PIL does), instead of skipping some.
     """
 
     size: int | tuple[int, int]
@@ -224,9 +233,14 @@ class CenterCrop(Transform):
 class RandomCrop(Transform):
     """A random `size` (height and width, or one number for both) cut out of the image, padded before if asked.
 
-    padding: pixels on all sides, or (left-right, top-bottom), or (left, top, right, bottom).
-    fill: the padding's value, in the image's own units.
-    padding_mode: "constant", or "edge", "reflect" or "symmetric", which continue the image.
+    Args:
+        size: of the result.
+        padding: pixels on all sides, or (left-right, top-bottom), or (left, top, right, bottom).
+        fill: the padding's value, in the image's own units.
+        padding_mode: "constant", or "edge", "reflect" or "symmetric", which continue the image.
+
+    Raises:
+        ShapeError: at the call, an image that is smaller than `size` even with its padding.
     """
 
     size: int | tuple[int, int]
@@ -280,8 +294,10 @@ class RandomHorizontalFlip(Transform):
 class RandomRotation(Transform):
     """A turn about the centre by a random angle in degrees, counter-clockwise; the size stays.
 
-    degrees: the range (low, high), or one number for (-degrees, degrees).
-    fill: the value of the corners that come into view, in the image's own units.
+    Args:
+        degrees: the range (low, high), or one number for (-degrees, degrees).
+        interpolation: "nearest" or "bilinear".
+        fill: the value of the corners that come into view, in the image's own units.
     """
 
     degrees: float | tuple[float, float]
@@ -308,9 +324,11 @@ class RandomRotation(Transform):
 class ColorJitter(Transform):
     """Random brightness, contrast, saturation and hue, one after the other in an order drawn for each call.
 
-    brightness, contrast, saturation: b means a factor from [max(0, 1 - b), 1 + b]; or the range (low, high) itself.
-    hue: h in 0..0.5 means a shift from [-h, h] of the colour circle; or the range (low, high) within -0.5..0.5.
     Grey images have no saturation and no hue to change.
+
+    Args:
+        brightness, contrast, saturation: b means a factor from [max(0, 1 - b), 1 + b]; or the range (low, high) itself.
+        hue: h in 0..0.5 means a shift from [-h, h] of the colour circle; or the range (low, high) within -0.5..0.5.
     """
 
     brightness: float | tuple[float, float] = 0
@@ -364,7 +382,7 @@ def is_batched(transform: Any) -> bool:
 
 
 def _floats(x: np.ndarray) -> np.ndarray:
-    return x.astype(np.float32) if x.dtype == np.uint8 else x
+    return x.astype(np.result_type(x.dtype, np.float32), copy=False)
 
 
 def _as_before(result: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -44,9 +44,12 @@ class WorkerTraceback(Exception):
 class WorkerPool:
     """`count` processes that run `function(*task)`.
 
-    prefetch: how many tasks per worker may be under way or waiting to be taken.
-    timeout: seconds to wait for the next result, 0 for ever.
-    start_method: "fork", "forkserver" or "spawn"; see `default_start_method`.
+    Args:
+        function: what the workers call.
+        count: how many workers.
+        prefetch: how many tasks per worker may be under way or waiting to be taken.
+        timeout: seconds to wait for the next result, 0 for ever.
+        start_method: "fork", "forkserver" or "spawn"; see `default_start_method`.
     """
 
     def __init__(

@@ -54,6 +54,26 @@ def test_transform_of_a_tensor_dataset_is_batched_where_it_can_be():
     np.testing.assert_array_equal(fast[2][0], -images[2])
 
 
+def test_a_subclass_that_changes_samples_changes_batches():
+    class Doubled(TensorDataset):
+        def __getitem__(self, index):
+            x, y = super().__getitem__(index)
+            return 2 * x, y
+
+    class Tripled(Doubled):
+        def get_batch(self, indices):
+            x, y = TensorDataset.get_batch(self, indices)
+            return 3 * x, y
+
+    arrays = np.arange(4.0), np.arange(4)
+    ((x, _),) = DataLoader(Doubled(*arrays), 4)
+    assert x.numpy().tolist() == [0, 2, 4, 6]
+    ((x, _),) = DataLoader(Subset(Doubled(*arrays), [3, 1]), 4)
+    assert x.numpy().tolist() == [6, 2]
+    ((x, _),) = DataLoader(Tripled(*arrays), 4)
+    assert x.numpy().tolist() == [0, 3, 6, 9]
+
+
 def test_subset():
     subset = Subset(pairs(10), [7, 3])
     assert len(subset) == 2 and subset[0] == (7.0, 7) and subset[-1] == (3.0, 3)

@@ -34,7 +34,7 @@ def images(*shape, dtype=np.float32):
 
 @pytest.mark.parametrize("transform", RANDOM + FIXED, ids=repr)
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32", "float64"])
 def test_one_image_a_batch_and_a_tuple(transform, channels, dtype):
     if isinstance(transform, T.Normalize) and dtype == "uint8":
         return
