@@ -21,7 +21,7 @@ from gpunet.backends import backend_of_type
 from gpunet.dtypes import default_dtype, is_floating
 from gpunet.errors import DeviceError, DTypeError, GradientError, ShapeError
 from gpunet.ops.op import Op, describe
-from gpunet.tensor import Tensor
+from gpunet.tensor import Memory, Tensor
 
 _clock = count(1).__next__  # next() on it is atomic under the GIL, so threads may record at the same time
 
@@ -89,7 +89,8 @@ class Node:
         inputs: for each array the op was given, the node it came from, or None. None altogether once released.
         saved: the op's arguments as its derivative wants them: Tensors where it needs values, else things with a shape.
         output: the op's raw result, if the derivative needs it.
-        made, written: when on the clock the node was made, and its output last written to in place.
+        made: when, on the clock.
+        memory: knows when the output was written to in place, once anything could have been.
         grad: of a leaf or a retained node, what `Tensor.grad` shows.
     """
 
@@ -97,7 +98,7 @@ class Node:
     saved: Sequence[Any] | None
     params: dict[str, Any]
     output: Any = None
-    written = 0
+    memory: Memory | None = None
     retains_grad = False
     grad: Tensor | None = None
 
@@ -182,9 +183,7 @@ def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
     if tracked and _mode.enabled and op.derivative is not None and y.dtype.kind == "f":
         out._node = _node(op, args, params, nodes, y)
     if op.view:
-        source = args[0]
-        out._base = source if source._base is None else source._base
-        out._base._has_views = True
+        out._is_view_of(args[0])
     return out
 
 
@@ -275,8 +274,7 @@ def _wrap_several(op: Op, args: Any, params: Any, nodes: list[Any], ys: tuple[An
             out._node = Node(_Part(i, len(ys)), y.shape, y.dtype, (whole,))
             out._node.saved, out._node.params = (), {}
         if op.view:
-            out._base = args[0]._root()
-            out._base._has_views = True
+            out._is_view_of(args[0])
         outs.append(out)
     return tuple(outs)
 
@@ -300,37 +298,38 @@ def write(target: Tensor, op: Op, other: Any, params: dict[str, Any]) -> None:
             op.write(target._backend().xp, data, other, params)
         except (ValueError, TypeError, IndexError) as error:
             raise _explain(op, (target, other), params, error) from error
-    else:
-        if target._node is not None and target._node.is_leaf:
-            raise GradientError(
-                f"{op.name} in place on a leaf of shape {target.shape} that requires gradients; "
-                "update parameters inside gpunet.no_grad(), or use the out-of-place form"
-            )
-        if target._base is not None or target._has_views:
-            raise GradientError(
-                f"{op.name} in place on a tensor of shape {target.shape} that shares memory with another one (a view "
-                "or its base) cannot be differentiated; write to a copy (x.copy()), or use the out-of-place form"
-            )
-        result = op(Tensor._wrap(data, target._node), other, **params)
-        if result.shape != target.shape or result.dtype != target.dtype:
-            raise ShapeError(
-                f"{op.name}: the result, {result.shape} {result.dtype}, does not fit into {describe((target,))}"
-            )
-        target.data, target._node = result.data, result._node
-    root = target._root()
-    root._written = _clock()
-    if root._node is not None:
-        root._node.written = root._written if not tracked else 0
+        mark_written([target])
+        return
+    if target._node is not None and target._node.is_leaf:
+        raise GradientError(
+            f"{op.name} in place on a leaf of shape {target.shape} that requires gradients; "
+            "update parameters inside gpunet.no_grad(), or use the out-of-place form"
+        )
+    if target._memory is not None and target._memory.shared:
+        raise GradientError(
+            f"{op.name} in place on a tensor of shape {target.shape} that shares memory with another one (a view "
+            "or its base) cannot be differentiated; write to a copy (x.copy()), or use the out-of-place form"
+        )
+    # Nodes made before now that saved the target will find it written to. The new values are in new memory, so what
+    # saved the old elements themselves is not disturbed.
+    memory = Memory(target.shape)
+    memory.written = _clock()
+    before = Tensor._wrap(data, target._node)
+    result = op(before, before if other is target else other, **params)
+    if result.shape != target.shape or result.dtype != target.dtype:
+        raise ShapeError(
+            f"{op.name}: the result, {result.shape} {result.dtype}, does not fit into {describe((target,))}"
+        )
+    target.data, target._node, target._memory = result.data, result._node, memory
+    if result._node is not None:
+        result._node.memory = memory
 
 
 def mark_written(tensors: Iterable[Tensor]) -> None:
-    """Tell the tape that the memory of these Tensors was just written to by other means than `write`."""
+    """Tell the tape that the elements of these Tensors were just written to in place."""
     now = _clock()
     for t in tensors:
-        root = t if t._base is None else t._base
-        root._written = now
-        if root._node is not None:
-            root._node.written = now
+        t._known_memory().written = now
 
 
 Op.record = staticmethod(record)
@@ -535,7 +534,8 @@ def _propagate(
         values = []
         for a in node.saved:  # type: ignore[union-attr]
             if isinstance(a, Tensor):
-                if a._root()._written > made:
+                memory = a._memory
+                if memory is not None and memory.written > made:
                     raise _changed(op, "an input", a.shape)
                 if not create_graph:
                     a = a.data
@@ -543,7 +543,7 @@ def _propagate(
     y = node.output
     if y is None:
         y = node
-    elif node.written > made:
+    elif node.memory is not None and node.memory.written > made:
         raise _changed(op, "its output", node.shape)
     elif create_graph:
         y = Tensor._wrap(y, node) if type(y) is not tuple else tuple(map(Tensor._wrap, y))

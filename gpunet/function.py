@@ -30,7 +30,7 @@ class Context:
             GradientError: one was changed in place since.
         """
         for t in self._saved:
-            if isinstance(t, Tensor) and t._root()._written > self._made:
+            if isinstance(t, Tensor) and t._memory is not None and t._memory.written > self._made:
                 raise GradientError(f"a saved tensor, of shape {t.shape}, was changed in place after it was saved")
         return tuple(self._saved)
 

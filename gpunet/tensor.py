@@ -20,6 +20,20 @@ if TYPE_CHECKING:
     from gpunet.autograd import Node
 
 
+class Memory:
+    """What Tensors that share their elements have in common: when these were last written to in place.
+
+    It knows no Tensor, so that a view keeps nothing alive but the elements.
+    """
+
+    __slots__ = ("shape", "shared", "written")
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape  # of the Tensor that was there first
+        self.shared = False
+        self.written = 0  # on the tape's clock
+
+
 class Tensor(Traced):
     """A multidimensional array that remembers how it was computed.
 
@@ -32,9 +46,7 @@ class Tensor(Traced):
 
     data: Any
     _node: Node | None = None  # where it stands on the tape; None: it does not require gradients
-    _base: Tensor | None = None  # the Tensor whose memory this one may share
-    _has_views = False
-    _written = 0  # when it, or a view of it, was last written to in place, on the tape's clock
+    _memory: Memory | None = None  # what it has in common with the Tensors that share its elements, if any do
 
     __array_ufunc__ = None  # numpy_array + tensor is the tensor's to answer
     __array_priority__ = 1000
@@ -56,9 +68,19 @@ class Tensor(Traced):
             t._node = node
         return t
 
-    def _root(self) -> Tensor:
-        """The Tensor that owns the memory: itself, unless it is a view."""
-        return self if self._base is None else self._base
+    def _known_memory(self) -> Memory:
+        """The record of its memory, made if there is none yet."""
+        memory = self._memory
+        if memory is None:
+            memory = self._memory = Memory(self.shape)
+            if self._node is not None:
+                self._node.memory = memory
+        return memory
+
+    def _is_view_of(self, other: Tensor) -> None:
+        """Note that this Tensor may share its elements with `other`."""
+        self._memory = memory = other._known_memory()
+        memory.shared = True
 
     # --- what it is
 
@@ -184,8 +206,7 @@ class Tensor(Traced):
     def detach(self) -> Tensor:
         """The same memory, off the tape."""
         t = Tensor._wrap(self.data)
-        t._base = self._root()
-        t._base._has_views = True
+        t._is_view_of(self)
         return t
 
     # --- moving and converting

@@ -341,3 +341,33 @@ def test_in_place_off_the_tape_writes_to_the_memory() -> None:
         x += gn.ones((4, 2, 3))
     with pytest.raises(DeviceError, match="different devices"):
         x += gn.ones(3, device="strict")
+
+
+def test_truncated_backpropagation_through_time_keeps_no_past() -> None:
+    gc.disable()
+    try:
+        w = leaf(0.5)
+        state = gn.zeros((), dtype=gn.float64)
+        states = []
+        for _ in range(3):
+            state = gn.tanh(state.detach() * w + 1.0)
+            states.append(weakref.ref(state))
+        assert [s() is None for s in states] == [True, True, False]
+    finally:
+        gc.enable()
+
+
+def test_in_place_results_may_be_written_to_again() -> None:
+    x = leaf([1.0, 2.0])
+    y = gn.exp(x)
+    y += 1.0
+    y *= y
+    gn.log(y).sum().backward()
+    a = np.exp([1.0, 2.0])
+    np.testing.assert_allclose(x.grad.numpy(), 2 * a / (a + 1))
+    v = x * 1.0
+    v += 1.0
+    s = (v * v).sum()
+    v.detach()[0] = 5.0
+    with pytest.raises(GradientError, match="changed in place"):
+        s.backward()

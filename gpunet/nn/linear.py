@@ -96,7 +96,7 @@ def _before_flattening(x: Tensor) -> tuple[int, ...] | None:
     node = x._node
     while node is not None and node.op is not None and node.shape == x.shape and node.inputs:
         node = node.inputs[0]  # through what is elementwise, such as dropout
-    for source in (x._base, node):
+    for source in (x._memory, node):
         if source is not None:
             shape = source.shape
             if len(shape) > 2 and shape[0] == x.shape[0] and math.prod(shape[1:]) == x.shape[1]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +9,9 @@ import numpy as np
 import pytest
 
 import gpunet as gn
-import gpunet.ops
 from gpunet.ops import conv, elementwise, index, linalg, loss, matmul, norm, pool, random, reduce, shape, softmax
 from gpunet.ops.op import Op
+from tests.every_op import all_ops
 from tests.gradcheck import check_gradients
 
 rng = np.random.default_rng(1)
@@ -232,11 +230,6 @@ def test_gradients(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> N
     f, inputs = CASES[name]
     monkeypatch.setattr("gpunet.creation._device", gn.Device(device))  # where the cases' constants go
     check_gradients(f, inputs, device=device)
-
-
-def all_ops() -> dict[str, Op]:
-    modules = [importlib.import_module(f"gpunet.ops.{m.name}") for m in pkgutil.iter_modules(gpunet.ops.__path__)]
-    return {o.name: o for module in modules for o in vars(module).values() if isinstance(o, Op)}
 
 
 def test_every_op_with_a_derivative_is_checked() -> None:
