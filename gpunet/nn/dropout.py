@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpunet.nn import functional as F
-from gpunet.nn.arguments import check_array, check_floating, probability
+from gpunet.nn.arguments import check_array, probability
 from gpunet.nn.module import Module
 from gpunet.tensor import Tensor
 
@@ -26,7 +26,6 @@ class Dropout(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_array(x)
-        check_floating(x)
         return F.dropout(x, self.p, self.training)
 
     def extra_repr(self) -> str:

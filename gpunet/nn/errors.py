@@ -55,7 +55,7 @@ class _Place:
             if m is self.outermost:
                 break
             outputs = getattr(m, "out_features", None) or getattr(m, "out_channels", None)
-            if name and outputs:
+            if name and isinstance(outputs, int):
                 last = (name, type(m).__name__, outputs)
         return last[:2] if last[2] == size else ("", "")
 

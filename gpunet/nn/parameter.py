@@ -35,6 +35,7 @@ def replace_data(tensor: Tensor, convert: Callable[[Tensor], Tensor]) -> None:
     requires_grad, grad = tensor.requires_grad, tensor.grad
     tensor.requires_grad = False  # its place on the tape is of the old dtype
     tensor.data = data
+    tensor.copy_(data)  # changes nothing, but tells graphs recorded before that what they saved is gone
     tensor.requires_grad = requires_grad
     if grad is not None:
         tensor.grad = convert(grad)

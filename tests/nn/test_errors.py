@@ -77,9 +77,9 @@ def test_the_layer_before_is_named_only_if_it_explains_the_width() -> None:
 def test_channels_after_a_convolution() -> None:
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(32))
     assert message(model, gn.zeros((4, 3, 8, 8))) == (
-        "model.1 (BatchNorm2d(32, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)): expected "
-        "32 channels, got 16 in an input of shape (4, 16, 6, 6). The layer before it, model.0 (Conv2d), gives 16: set "
-        "num_features=16 here"
+        "model.1 (BatchNorm2d(32, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)): "
+        "expected 32 channels, got 16 in an input of shape (4, 16, 6, 6). The layer before it, "
+        "model.0 (Conv2d), gives 16: set num_features=16 here"
     )
 
 

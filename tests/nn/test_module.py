@@ -156,6 +156,14 @@ def test_to_keeps_the_parameters(device: str) -> None:
     assert net.bias.device == device and net.bias.dtype == "float64"
 
 
+def test_a_graph_recorded_before_a_move_cannot_be_used_after_it() -> None:
+    layer = nn.Linear(3, 2)
+    loss = layer(gn.ones((1, 3)).requires_grad_()).sum()
+    layer.to("float64")
+    with pytest.raises(gn.errors.GradientError, match="changed in place"):
+        loss.backward()
+
+
 def test_to_refuses_what_it_cannot_do() -> None:
     with pytest.raises(TypeError, match=r"Net.to: expected a device or a floating-point dtype, got int64"):
         Net().to(gn.int64)
