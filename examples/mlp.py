@@ -1,7 +1,7 @@
 """A first network, 784-128-10, trained by a loop written by hand.
 
-    python examples/mlp.py
-    python examples/mlp.py --data digits --epochs 20
+python examples/mlp.py
+python examples/mlp.py --data digits --epochs 20
 """
 
 from __future__ import annotations
