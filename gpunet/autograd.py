@@ -354,6 +354,8 @@ def _explain(op: Op, args: tuple[Any, ...], params: dict[str, Any], error: Excep
     what = str(error)
     if "broadcast" in what:
         what = "these shapes do not broadcast together"
+    elif "'dim'" in what or "'keepdim'" in what:
+        what += " (gpunet says axis and keepdims, as NumPy does)"
     return kind(f"{op.name}: {what}; it was given {given}" + (f" with {options}" if options else ""))
 
 

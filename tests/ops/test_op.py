@@ -140,6 +140,8 @@ def test_errors_say_what_was_given() -> None:
         gn.exp("a")
     with pytest.raises(ShapeError, match=r"reshape: .*it was given \(2, 3\) float32 with shape=\(4, 4\)"):
         gn.reshape(gn.ones((2, 3)), (4, 4))
+    with pytest.raises(DTypeError, match="sum: .*unexpected keyword argument 'dim' .gpunet says axis"):
+        gn.sum(gn.ones((2, 3)), dim=1)
     with pytest.raises(DTypeError, match="add: .*'text'"):
         gn.ones(2) + "text"
 
