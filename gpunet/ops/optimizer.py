@@ -1,4 +1,4 @@
-"""The update rules of the optimizers, and the norm of all gradients together.
+"""The update rules of the optimizers.
 
 A rule changes parameters and its state in place. It is given lists: 1-D arrays of parameters and 1-D arrays of their
 gradients, all of one dtype and on one device. Each quantity of the state is a single 1-D array that holds the values of
@@ -30,7 +30,7 @@ def state_dtype(dtype: np.dtype) -> np.dtype:
 def sgd(
     xp, params, grads, momentum_buffer, *, lr, momentum, dampening, weight_decay, nesterov, maximize, first
 ):  # fmt: skip
-    """Stochastic gradient descent, with momentum as in Sutskever et al., 2013. `first`: the buffer holds nothing yet."""
+    """Stochastic gradient descent, with momentum as in Sutskever et al., 2013. `first`: the buffer is still empty."""
     for p, g, buffer in _blocks(xp, params, grads, momentum_buffer, weight_decay=weight_decay, maximize=maximize):
         if buffer is not None:
             if first:
@@ -70,7 +70,7 @@ def adam(
         v *= beta2
         v += s
         if v_max is not None:
-            v = xp.maximum(v_max, v, v_max)
+            v = xp.maximum(v_max, v, out=v_max)
         xp.sqrt(v, s)
         s += eps
         xp.divide(m, s, s)
@@ -97,7 +97,7 @@ def rmsprop(
             mean += t
             xp.multiply(mean, mean, s)
             xp.subtract(v, s, s)
-            xp.maximum(s, 0.0, s)  # a variance, which rounding may have made negative
+            xp.maximum(s, 0.0, out=s)  # a variance, which rounding may have made negative
             xp.sqrt(s, s)
         s += eps
         xp.divide(g, s, s)
@@ -122,20 +122,6 @@ def adagrad(xp, params, grads, sum, *, step, lr, lr_decay, eps, weight_decay, ma
         xp.divide(g, s, s)
         s *= rate
         p -= s
-
-
-@op
-def total_norm(xp, grads, *, ord):
-    """The norm of order `ord` (a positive number, or inf) of all `grads` as one vector; 0-d, at least float32."""
-    parts = []
-    for g in grads:
-        g = g.reshape(-1).astype(state_dtype(g.dtype), copy=False)
-        if ord == float("inf"):
-            parts.append(xp.max(xp.abs(g), initial=0.0))
-        else:
-            parts.append(xp.dot(g, g) if ord == 2 else xp.sum(xp.abs(g) ** ord))
-    parts = xp.stack(parts)
-    return xp.max(parts) if ord == float("inf") else xp.sum(parts) ** (1.0 / ord)
 
 
 def _blocks(

@@ -55,8 +55,8 @@ class LRScheduler:
                 group.setdefault("initial_lr", group["lr"])
             elif "initial_lr" not in group:
                 raise ValueError(
-                    f"{type(self).__name__}: last_epoch={last_epoch} is for going on, but group {i} of the optimizer has no "
-                    '"initial_lr": load the optimizer\'s state first, or begin with last_epoch=-1'
+                    f"{type(self).__name__}: last_epoch={last_epoch} is for going on, but group {i} of the optimizer "
+                    'has no "initial_lr": load the optimizer\'s state first, or begin with last_epoch=-1'
                 )
         self.optimizer = optimizer
         self.base_lrs: list[float] = [group["initial_lr"] for group in optimizer.param_groups]
@@ -352,8 +352,8 @@ class CosineAnnealingWarmRestarts(LRScheduler):
     def step(self, epoch: float | None = None) -> None:
         """Go on to the next epoch, or to a given one, which may be fractional: `step(epoch + batch / batches)`."""
         if epoch is None:
-            super().step()
-            return
+            self._check_order()
+            epoch = self.last_epoch + 1
         require(epoch >= 0, "CosineAnnealingWarmRestarts.step: epoch", epoch, "at least 0")
         self._move_to(epoch)
 

@@ -60,17 +60,16 @@ class Optimizer:
     counts_steps = True  # whether the number of steps is part of the state of a parameter
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
-        kind = type(self).__name__
         if isinstance(params, (Tensor, Mapping)):
-            raise TypeError(f"{kind}: expected a list of Tensors or of groups, got a single {type(params).__name__}")
+            raise TypeError(
+                f"{type(self).__name__}: expected a list of Tensors or of groups, got a single {type(params).__name__}"
+            )
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
         self.steps = 0
         self._buckets: list[list[_Bucket]] = []  # for each group; empty until it is first needed
         groups: list[Any] = list(params)
-        if not groups:
-            raise ValueError(f"{kind}: got an empty parameter list (was the generator already used up?)")
-        if not all(isinstance(group, Mapping) for group in groups):
+        if not groups or not all(isinstance(group, Mapping) for group in groups):
             groups = [{"params": groups}]
         for group in groups:
             self.add_param_group(group)
@@ -107,7 +106,7 @@ class Optimizer:
         """Add a group of parameters, such as the layers that are unfrozen during fine-tuning.
 
         Args:
-            group: {"params": Tensors or pairs (name, Tensor), option: value, ...}; options left out have their defaults.
+            group: {"params": Tensors or pairs (name, Tensor), option: value, ...}; other options have their defaults.
 
         Raises:
             TypeError, ValueError, DTypeError: as the constructor's; nothing is added then.
@@ -126,6 +125,8 @@ class Optimizer:
         names = list(group.get("param_names") or ())
         if all(isinstance(p, tuple) and len(p) == 2 for p in params):
             names, params = [name for name, _ in params], [p for _, p in params]
+        if names and len(names) != len(params):
+            raise ValueError(f"{where}: got {len(names)} param_names for {len(params)} parameters")
         taken = {p for other in self.param_groups for p in other["params"]}
         for i, p in enumerate(params):
             what = f"parameter {names[i]!r}" if names else f"parameter {i}"
@@ -359,17 +360,16 @@ class Optimizer:
                 )
 
     def _all_state_names(self) -> tuple[str, ...]:
-        """Names of what may be kept for a parameter, whatever the options."""
+        """Names of what may be kept for a parameter: with every option switched on."""
         return self.state_names(dict.fromkeys(self.defaults, 1))
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}("]
         for i, group in enumerate(self.param_groups):
             options = ", ".join(f"{k}={v!r}" for k, v in group.items() if k in self.defaults)
-            size = sum(p.size for p in group["params"])
-            lines.append(
-                f"  {group.get('name', f'group {i}')}: {len(group['params'])} parameters ({size:,}), {options}"
-            )
+            n, size = len(group["params"]), sum(p.size for p in group["params"])
+            tensors = f"{n} Tensor{'s' * (n > 1)}"
+            lines.append(f"  {group.get('name', f'group {i}')}: {size:,} elements in {tensors}, {options}")
         return "\n".join([*lines, ")"])
 
 
@@ -531,9 +531,9 @@ def _brief(value: Any) -> str:
     return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"
 
 
-def apply(rule: Op, params: list[Any], *arrays: Any, **numbers: Any) -> Any:
+def apply(rule: Op, params: list[Any], *arrays: Any, **numbers: Any) -> None:
     """Call an update rule of gpunet.ops.optimizer on lists of raw arrays."""
-    return rule.implementation(type(params[0]))(params, *arrays, **numbers)
+    rule.implementation(type(params[0]))(params, *arrays, **numbers)
 
 
 def require(condition: bool, name: str, value: Any, expected: str) -> None:
@@ -546,4 +546,5 @@ def require_nonnegative(options: Mapping[str, Any], *names: str) -> None:
     """Raise unless the options are numbers of at least 0."""
     for name in names:
         value = options[name]
-        require(isinstance(value, (int, float, np.number)) and value >= 0, name, value, "a number of at least 0")
+        valid = isinstance(value, (int, float, np.number)) and bool(value >= 0)
+        require(valid, name, value, "a number of at least 0")
