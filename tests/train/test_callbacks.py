@@ -225,20 +225,34 @@ def test_tensorboard(tmp_path):
     assert found.keys() == {"loss", "accuracy", "lr", "val_loss", "val_accuracy", "batch/loss", "batch/accuracy"}
 
 
-def scalars(folder):
-    """The scalars of the event files: TensorBoard's record format, (length, crc, data, crc), each an Event."""
+def events(folder):
+    """The Events of the event files: TensorBoard's record format, (length, crc, data, crc)."""
     from tensorboardX.proto.event_pb2 import Event
 
-    found = {}
     for path in sorted(folder.glob("events*")):
         content = path.read_bytes()
         while content:
             size = int.from_bytes(content[:8], "little")
-            event = Event.FromString(content[12 : 12 + size])
+            yield Event.FromString(content[12 : 12 + size])
             content = content[16 + size :]
-            for value in event.summary.value:
-                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+
+
+def scalars(folder):
+    found = {}
+    for event in events(folder):
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append((event.step, value.simple_value))
     return found
+
+
+def test_tensorboard_drops_what_a_stopped_run_wrote_after_its_checkpoint(tmp_path):
+    pytest.importorskip("tensorboardX")
+    fit(epochs=2, batch_size=10, callbacks=[train.Checkpoint(tmp_path / "c")])
+    options = {"epochs": 3, "batch_size": 10, "resume": tmp_path / "c"}
+    fit(callbacks=[train.TensorBoard(tmp_path / "t")], **options)
+    starts = [event.step for event in events(tmp_path / "t") if event.HasField("session_log")]
+    assert starts == [9]  # events of steps from 9 on, in older files, no longer count
+    assert [step for step, _ in scalars(tmp_path / "t")["loss"]] == [12]
 
 
 def test_tensorboard_missing(monkeypatch):

@@ -17,7 +17,7 @@ from gpunet import io, train
 from gpunet.errors import FileFormatError
 
 EPOCHS = 4
-KILLS = int(os.environ.get("KILLS", 4))  # how often to kill the run below; 50 takes about a minute
+KILLS = int(os.environ.get("KILLS", 5))  # how often to kill the run below; 50 takes about a minute
 
 
 class StopAt(train.Callback):
@@ -97,6 +97,15 @@ def test_early_stopped_run_stays_stopped(tmp_path):
     again, stopping = run(1, resume=tmp_path)
     assert stopping.best_epoch == 0
     assert_same_bits(weights(again), weights(model))  # the best weights, restored
+
+
+def test_best_checkpoint_outlives_a_resume(tmp_path):
+    model, options = make()
+    train.fit(model, **options, epochs=2, callbacks=[train.Checkpoint(tmp_path, monitor="lr", mode="max")])
+    best = (tmp_path / "best.safetensors").read_bytes()
+    model, options = make()
+    train.fit(model, **options, epochs=3, callbacks=[train.Checkpoint(tmp_path, monitor="lr", mode="max")], resume=True)
+    assert (tmp_path / "best.safetensors").read_bytes() == best  # the rate fell, no later epoch is better
 
 
 def test_plain_list_of_batches_goes_on_in_the_middle(tmp_path):
