@@ -217,9 +217,8 @@ class Checkpoint(Callback):
             self._save(state, self.last)
 
     def _save(self, state: State, path: Path) -> None:
-        nonfinite.check_parameters(
-            state.model, f"epoch {state.epoch + 1}, batch {state.batch}: no checkpoint is written"
-        )
+        where = f"epoch {state.epoch + 1}, after batch {state.batch}, no checkpoint is written"
+        nonfinite.check_parameters(state.model, where)
         state.save(path)
 
     def state_dict(self) -> dict[str, Any]:

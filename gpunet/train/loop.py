@@ -202,9 +202,7 @@ def _train_epoch(state: State, tell: Callable[[str], None], clip_grad_norm: floa
         tell("on_batch_end")
     if not state.batch:
         raise no_batches("fit")
-    nonfinite.check_parameters(
-        state.model, f"epoch {state.epoch + 1}: after its last batch, parameters of the model are"
-    )
+    nonfinite.check_parameters(state.model, f"epoch {state.epoch + 1}, after its last batch")
 
 
 def _measure(

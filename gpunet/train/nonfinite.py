@@ -29,7 +29,7 @@ def is_finite(value: Any) -> bool:
 def check_parameters(model: Module, what: str) -> None:
     """Raise NonFiniteError naming the parameters that are not finite; `what` begins the message."""
     if bad := _bad(model.named_parameters()):
-        raise NonFiniteError(f"{what}: not finite: {_list(bad)}. {_ADVICE}")
+        raise NonFiniteError(f"{what}: parameters of the model are not finite: {_list(bad)}. {_ADVICE}")
 
 
 def check_gradients(model: Module, what: str) -> None:

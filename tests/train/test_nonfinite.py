@@ -77,7 +77,9 @@ def test_parameters_that_a_step_broke():
 
 
 def test_parameters_that_the_last_step_broke():
-    with pytest.raises(NonFiniteError, match=r"epoch 1: after its last batch, parameters .* not finite: 0\.weight"):
+    with pytest.raises(
+        NonFiniteError, match=r"epoch 1, after its last batch: parameters of the model are not finite: 0\.weight"
+    ):
         fit(net(), lr=float("inf"), batch_size=24)
 
 
@@ -149,7 +151,9 @@ def test_broken_parameters_are_not_saved(tmp_path):
             state.optimizer.param_groups[0]["lr"] = next(rates)
 
     callbacks = [Rate(), train.Checkpoint(tmp_path, every_steps=1)]
-    with pytest.raises(NonFiniteError, match=r"epoch 1, batch 3: no checkpoint is written: not finite: 0\.weight"):
+    with pytest.raises(
+        NonFiniteError, match=r"epoch 1, after batch 3, no checkpoint is written: parameters .* 0\.weight"
+    ):
         fit(net(), epochs=9, callbacks=callbacks)
     saved = io.load_checkpoint(tmp_path / "last.safetensors", random=False)
     assert saved["extra"]["step"] == 2
