@@ -12,8 +12,20 @@ from gpunet.ops.op import op
 
 @op(view=True)
 def reshape(xp, x, *, shape, copy=None):
-    """The elements, in C order, in another shape; one entry of `shape` may be -1, to be worked out."""
-    return xp.reshape(x, (shape,) if isinstance(shape, int) else tuple(shape), copy=copy)
+    """The elements, in C order, in another shape; one entry of `shape` may be -1, to be worked out.
+
+    Args:
+        x: any shape.
+        shape: an int or a tuple.
+        copy: True: never share memory with x; False: raise ValueError where that is not possible; None: if possible.
+    """
+    y = xp.reshape(x, (shape,) if isinstance(shape, int) else tuple(shape))
+    if copy is None:
+        return y
+    shared = xp.may_share_memory(x, y)
+    if not copy and not shared:
+        raise ValueError("a copy is needed, and copy=False forbids it")
+    return y.copy() if copy and shared else y
 
 
 @reshape.vjp

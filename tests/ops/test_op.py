@@ -127,6 +127,9 @@ def test_parameters_by_position_and_arrays_by_name() -> None:
     x = gn.ones((2, 3))
     assert gn.reshape(x, (3, 2)).shape == gn.reshape(x, shape=(3, 2)).shape == (3, 2)
     np.testing.assert_array_equal(gn.clip(gn.arange(5), max=2).numpy(), [0, 1, 2, 2, 2])
+    assert gn.reshape(x, (3, 2), copy=True).data.base is None
+    with pytest.raises(ShapeError, match="copy=False forbids"):
+        gn.reshape(x.T, (6,), copy=False)
     with pytest.raises(TypeError, match="reshape: too many positional arguments"):
         gn.reshape(x, (3, 2), None, 5)
     with pytest.raises(TypeError, match="clip: got an unexpected keyword argument 'low'"):
