@@ -175,7 +175,7 @@ class Checkpoint(Callback):
     Args:
         folder: made if it does not exist.
         monitor, mode: what the best is by; see EarlyStopping.
-        every_epochs: save the last state after so many epochs; None: not at ends of epochs.
+        every_epochs: save the last state after so many epochs, and at the end; None: not at ends of epochs.
         every_steps: save it after so many batches too, in the middle of an epoch.
         save_best: whether to save the best.
 
@@ -213,7 +213,8 @@ class Checkpoint(Callback):
     def on_epoch_end(self, state: State) -> None:
         if self.save_best and self._best.improved(state):
             self._save(state, self.best)
-        if self.every_epochs and ((state.epoch + 1) % self.every_epochs == 0 or state.stop):
+        done = state.epoch + 1
+        if self.every_epochs and (done % self.every_epochs == 0 or done == state.epochs or state.stop):
             self._save(state, self.last)
 
     def _save(self, state: State, path: Path) -> None:

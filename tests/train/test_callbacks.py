@@ -121,7 +121,7 @@ def test_how_often(tmp_path):
             written.append((state.step, path.name))
 
     fit(epochs=5, batch_size=10, callbacks=[Count(tmp_path, every_epochs=2, every_steps=3, save_best=False)])
-    assert written == [(step, "last.safetensors") for step in (3, 6, 8, 9, 12, 15, 16, 18)]
+    assert written == [(step, "last.safetensors") for step in (3, 6, 8, 9, 12, 15, 16, 18, 20)]
     for option in ("every_epochs", "every_steps"):
         with pytest.raises(ValueError, match=f"Checkpoint: {option} must be at least 1 or None, got 0"):
             train.Checkpoint(tmp_path, **{option: 0})
