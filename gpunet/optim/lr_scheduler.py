@@ -117,6 +117,7 @@ class LRScheduler:
             value = state[name]
             setattr(self, name, list(value) if isinstance(value, (list, tuple)) else value)
         self._apply(state["lr"])
+        self._steps_before = -1  # the optimizer's step may have been before the state was saved
 
     # --- for schedulers
 

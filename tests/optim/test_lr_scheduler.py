@@ -274,6 +274,10 @@ def test_right_order_does_not_warn(case: str) -> None:
         resumed.load_state_dict(scheduler.state_dict())
         if case != "one cycle":
             resumed.step()
+        saved_before_the_first_step = CASES[case][0](ours, optimizer()).state_dict()
+        resumed = CASES[case][0](ours, optimizer())
+        resumed.load_state_dict(saved_before_the_first_step)
+        resumed.step()
 
 
 @pytest.mark.parametrize(
