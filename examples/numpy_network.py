@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
             if step % args.compare_every == 0:
                 pairs = zip(gradients, (parameter.grad.numpy() for parameter in parameters))
-                difference = max(difference, *(np.abs(a - b).max() for a, b in pairs))
+                difference = max(difference, *(float(np.abs(a - b).max()) for a, b in pairs))
                 assert difference < TOLERANCE, f"step {step}: the gradients differ by {difference:.1e}"
 
             by_hand.step(gradients, args.lr)

@@ -10,8 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_learns_the_digits(load_example, capsys):
-    figures = load_example("mlp").main(["--data", "digits", "--epochs", "12", "--device", "cpu"])
+def test_learns_the_digits(load_example, capsys, device):
+    figures = load_example("mlp").main(["--data", "digits", "--epochs", "12", "--device", device])
     assert figures["test_accuracy"] > 0.9
     printed = capsys.readouterr().out
     assert printed.count("epoch ") == 12

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 
-def test_learns_the_digits(load_example, capsys):
-    figures = load_example("mlp_compile").main(["--data", "digits", "--epochs", "12", "--device", "cpu"])
+def test_learns_the_digits(load_example, capsys, device):
+    figures = load_example("mlp_compile").main(["--data", "digits", "--epochs", "12", "--device", device])
     assert figures["test_accuracy"] > 0.9
     assert figures["val_accuracy"] > 0.85
     captured = capsys.readouterr()

@@ -22,8 +22,8 @@ def numeric_gradient(function: Callable[[], float], x: np.ndarray) -> np.ndarray
     return gradient
 
 
-def test_loops_and_gpunet_learn_the_same(load_example, capsys):
-    figures = load_example("numpy_convolution").main(["--epochs", "2", "--samples", "112", "--device", "cpu"])
+def test_loops_and_gpunet_learn_the_same(load_example, capsys, device):
+    figures = load_example("numpy_convolution").main(["--epochs", "2", "--samples", "112", "--device", device])
     assert figures["accuracy"] == figures["loop_accuracy"] > 0.4
     assert 0 < figures["difference"] < 1e-10
     printed = capsys.readouterr().out

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 
-def test_both_networks_learn_the_same(load_example, capsys):
-    figures = load_example("numpy_network").main(["--epochs", "5", "--device", "cpu"])
+def test_both_networks_learn_the_same(load_example, capsys, device):
+    figures = load_example("numpy_network").main(["--epochs", "5", "--device", device])
     assert figures["numpy"] == figures["gpunet"] > 0.9
     assert 0 < figures["difference"] < 1e-10
     assert capsys.readouterr().out.count("gradients differ by at most") == 5
