@@ -71,6 +71,10 @@ def test_python_floats_do_not_widen() -> None:
     assert (x * 2.5).dtype == gn.float32 and (1 / x).dtype == gn.float32
     images = gn.asarray(np.array([0, 128, 255], np.uint8))
     assert (images / 255).dtype == gn.float32 and (images * 0.5).dtype == gn.float32 and (images + 1).dtype == gn.uint8
+    assert gn.where(x > 0, 1.0, 0.0).dtype == gn.float32 and gn.where(x > 0, 1, 0).dtype == gn.int64
+    assert (
+        gn.where(x > 0, x, 0.5).dtype == gn.float32 and gn.where(x > 0, 0.5, x.astype(gn.float64)).dtype == gn.float64
+    )
     assert gn.arange(3).mean().dtype == gn.float32 and gn.exp(gn.arange(3)).dtype == gn.float32
 
 

@@ -204,7 +204,10 @@ bitwise_invert = _unary("bitwise_invert", "~x, bit by bit")
 @op
 def where(xp, condition, a, b):
     """a where `condition` (boolean) is true, else b; the three broadcast against each other."""
-    return xp.where(condition, a, b)
+    y = xp.where(condition, a, b)
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)) and y.dtype.kind == "f":
+        y = xp.astype(y, default_dtype())
+    return y
 
 
 @where.vjp

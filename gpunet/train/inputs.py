@@ -10,17 +10,19 @@ import numpy as np
 from gpunet.backends import Device
 from gpunet.data import DataLoader, Dataset, TensorDataset
 from gpunet.data.collate import to_tensors
+from gpunet.dtypes import default_dtype
 from gpunet.errors import ShapeError
 from gpunet.nn import Module
 from gpunet.tensor import Tensor
 from gpunet.train.bar import length
 
 
-def as_batches(data: Any, where: str, batch_size: int = 32, shuffle: bool = False) -> Iterable[Any]:
+def as_batches(data: Any, where: str, model: Module, batch_size: int = 32, shuffle: bool = False) -> Iterable[Any]:
     """Batches from a DataLoader or another iterable of batches (as it is), a Dataset, or a tuple of arrays (x, y).
 
     Args:
         where: the caller, for errors.
+        model: what the batches are for, see `arrays_dataset`.
         batch_size, shuffle: for a Dataset or arrays; an iterable of batches has its own.
 
     Raises:
@@ -29,7 +31,7 @@ def as_batches(data: Any, where: str, batch_size: int = 32, shuffle: bool = Fals
         TypeError: none of these.
     """
     if isinstance(data, tuple):
-        data = arrays_dataset(data, where)
+        data = arrays_dataset(data, where, model)
     if isinstance(data, Dataset):
         if not len(data):
             raise ValueError(f"{where}: the dataset is empty")
@@ -41,8 +43,8 @@ def as_batches(data: Any, where: str, batch_size: int = 32, shuffle: bool = Fals
     return data
 
 
-def arrays_dataset(arrays: tuple[Any, ...], where: str) -> TensorDataset:
-    """A dataset of (x, y) from arrays of one length.
+def arrays_dataset(arrays: tuple[Any, ...], where: str, model: Module) -> TensorDataset:
+    """A dataset of (x, y) from arrays of one length. float64, which NumPy makes of any number, becomes the model's dtype.
 
     Raises:
         ShapeError: the lengths differ.
@@ -50,7 +52,12 @@ def arrays_dataset(arrays: tuple[Any, ...], where: str) -> TensorDataset:
     lengths = [len(array) for array in arrays]
     if len(set(lengths)) > 1:
         raise ShapeError(f"{where}: x and y must have one length, got {' and '.join(map(str, lengths))} samples")
-    return TensorDataset(*arrays)
+    dtype = next((p.dtype for p in model.parameters()), default_dtype())
+    return TensorDataset(*(_of_dtype(array, dtype) for array in arrays))
+
+
+def _of_dtype(array: Any, dtype: np.dtype) -> Any:
+    return array.astype(dtype) if isinstance(array, np.ndarray) and array.dtype == np.float64 != dtype else array
 
 
 def split_batch(batch: Any, where: str) -> tuple[Any, Any]:

@@ -87,12 +87,12 @@ def fit(
         model=model,
         optimizer=get_optimizer(optimizer, model),
         loss=loss,
-        train_data=as_batches(train_data, "fit", batch_size, shuffle),
+        train_data=as_batches(train_data, "fit", model, batch_size, shuffle),
         epochs=epochs,
         metrics=[get_metric(metric, score_threshold(loss)) for metric in metrics],
         validation_data=None
         if validation_data is None
-        else as_batches(validation_data, "fit validation_data", batch_size),
+        else as_batches(validation_data, "fit validation_data", model, batch_size),
         callbacks=listeners,
     )
     if resume and (path := _checkpoint(resume, listeners)):
@@ -138,7 +138,7 @@ def evaluate(
         model.to(device)
     loss = None if loss is None else get_loss(loss)
     measures = [get_metric(metric, score_threshold(loss)) for metric in metrics]
-    return _measure(model, as_batches(data, "evaluate", batch_size), loss, measures)
+    return _measure(model, as_batches(data, "evaluate", model, batch_size), loss, measures)
 
 
 def predict(model: Module, data: Any, *, batch_size: int = 256, device: Any = None) -> Any:
@@ -162,7 +162,7 @@ def predict(model: Module, data: Any, *, batch_size: int = 256, device: Any = No
         if not data.ndim or not len(data):
             raise ValueError(f"predict: expected an array of inputs (N, ...) with N > 0, got shape {tuple(data.shape)}")
         data = (data,)
-    batches = as_batches(data, "predict", batch_size)
+    batches = as_batches(data, "predict", model, batch_size)
     place = device_of(model)
     outputs = []
     with _inference(model):

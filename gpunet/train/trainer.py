@@ -93,7 +93,9 @@ class Trainer:
             ShapeError: x and y differ in length.
         """
         self._check_compiled("fit")
-        data = x if y is None else arrays_dataset((x, y), "fit")
+        data = x if y is None else (x, y)
+        if isinstance(data, tuple):
+            data = arrays_dataset(data, "fit", self.model)
         if validation_split:
             data, validation_data = _split(data, validation_data, validation_split)
         self.history = loop.fit(
@@ -118,7 +120,7 @@ class Trainer:
             RuntimeError: `compile` was not called.
         """
         self._check_compiled("evaluate")
-        data = x if y is None else arrays_dataset((x, y), "evaluate")
+        data = x if y is None else arrays_dataset((x, y), "evaluate", self.model)
         return loop.evaluate(self.model, data, loss=self.loss, metrics=self.metrics, batch_size=batch_size)
 
     def predict(self, x: Any, *, batch_size: int = 256) -> Any:
@@ -154,8 +156,6 @@ def _split(data: Any, validation_data: Any, share: float) -> tuple[Subset, Subse
         raise ValueError(f"fit: validation_split must be in [0, 1), got {share:g}")
     if validation_data is not None:
         raise ValueError("fit: give validation_data or validation_split, not both")
-    if isinstance(data, tuple):
-        data = arrays_dataset(data, "fit")
     if not isinstance(data, Dataset):
         raise ValueError(
             f"fit: validation_split needs arrays or a Dataset, got a {type(data).__name__}: split it before"

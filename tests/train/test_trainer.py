@@ -85,6 +85,16 @@ def test_loads_what_a_checkpoint_callback_wrote(tmp_path):
     assert_same_bits(weights(other.model), weights(t.model))
 
 
+def test_float64_arrays_become_the_models_dtype():
+    x, y = X.astype(np.float64), Y
+    for dtype in (gn.float32, gn.float64):
+        model = nn.Sequential(nn.Linear(X.shape[1], 3)).to(dtype)
+        t = train.Trainer(model).compile("sgd", "cross_entropy")
+        t.fit(x, y, epochs=1, validation_split=0.2, progress=False)
+        assert t.predict(x).dtype == dtype
+        t.evaluate(x, y)
+
+
 def test_before_compile():
     t = trainer(compiled=False)
     for call in (lambda: t.fit(X, Y), lambda: t.evaluate(X, Y)):
