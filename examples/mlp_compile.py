@@ -1,7 +1,7 @@
 """The network of mlp.py, 784-128-10, in the manner of Keras: compile, fit, evaluate.
 
-    python examples/mlp_compile.py
-    python examples/mlp_compile.py --data digits --epochs 20
+python examples/mlp_compile.py
+python examples/mlp_compile.py --data digits --epochs 20
 """
 
 from __future__ import annotations
