@@ -138,7 +138,8 @@ def _input(x: Any, like: Tensor | None) -> Tensor:
         return x
     if isinstance(x, (tuple, list)) and all(isinstance(n, int) for n in x):
         return zeros(tuple(x), **({"dtype": like.dtype, "device": like.device} if like is not None else {}))
-    raise DTypeError(f"summary: an input must be a Tensor or a shape, a tuple of ints, got {x!r}")
+    given = f"an array of shape {x.shape}" if hasattr(x, "shape") else repr(x)
+    raise DTypeError(f"summary: an input must be a Tensor or a shape, a tuple of ints, got {given}")
 
 
 def _shape(output: Any) -> str:

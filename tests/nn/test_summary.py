@@ -101,3 +101,5 @@ def test_bad_inputs() -> None:
         gn.errors.DTypeError, match=r"summary: an input must be a Tensor or a shape, a tuple of ints, got"
     ):
         nn.summary(nn.ReLU(), "image")
+    with pytest.raises(gn.errors.DTypeError, match=r"a tuple of ints, got an array of shape \(1, 3\)$"):
+        nn.summary(nn.ReLU(), np.zeros((1, 3)))
