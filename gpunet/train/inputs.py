@@ -44,7 +44,7 @@ def as_batches(data: Any, where: str, model: Module, batch_size: int = 32, shuff
 
 
 def arrays_dataset(arrays: tuple[Any, ...], where: str, model: Module) -> TensorDataset:
-    """A dataset of (x, y) from arrays of one length. float64, which NumPy makes of any number, becomes the model's dtype.
+    """A dataset of (x, y) from arrays of one length; float64, NumPy's own default, becomes the model's dtype.
 
     Raises:
         ShapeError: the lengths differ.
