@@ -123,17 +123,18 @@ def _(xp, g, y, x, *, kernel, stride, padding, dilation, ceil_mode):
 
 @op
 def max_offsets(xp, x, y, *, kernel, stride, padding, dilation):
-    """The number, within its window in C order, of the first place where x has the maximum y: uint8 if it fits."""
+    """The number, within its window in C order, of the first place where x has the maximum y: uint8 if it fits.
+
+    Where the maximum is NaN, which equals nothing, it is the last place of the window.
+    """
     dtype = xp.uint8 if prod(kernel) <= 255 else xp.int32
     covered = _covered(x.shape[2:], y.shape[2:], kernel, stride, padding, dilation)
     source = _padded(xp, x, padding, covered, -xp.inf if x.dtype.kind == "f" else xp.iinfo(x.dtype).min)
     offsets = xp.zeros_like(y, dtype=dtype)
     windows = list(_windows(kernel, stride, dilation, y.shape[2:]))
-    for number, window in reversed(windows):
-        hit = source[window] == y
-        if y.dtype.kind == "f":
-            hit |= xp.isnan(source[window])
-        offsets[hit] = number
+    for _number, window in reversed(windows[:-1]):  # how many places in a row, from the first one on, are not it
+        offsets += 1
+        offsets *= source[window] != y
     return offsets
 
 
@@ -143,8 +144,12 @@ def unpool(xp, g, offsets, *, shape, kernel, stride, padding, dilation):
     covered = _covered(shape[2:], g.shape[2:], kernel, stride, padding, dilation)
     out = _empty_like_layout(xp, g, covered)
     out[...] = 0
+    disjoint = all(s >= d * (k - 1) + 1 for s, d, k in zip(stride, dilation, kernel))
     for number, window in _windows(kernel, stride, dilation, g.shape[2:]):
-        out[window] += g * (offsets == number)
+        if disjoint:
+            xp.multiply(g, offsets == number, out=out[window])
+        else:
+            out[window] += g * (offsets == number)
     return out[_inside(shape[2:], padding)]
 
 
