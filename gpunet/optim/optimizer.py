@@ -60,9 +60,11 @@ class Optimizer:
     counts_steps = True  # whether the number of steps is part of the state of a parameter
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
-        if isinstance(params, (Tensor, Mapping)):
+        if isinstance(params, (Tensor, Mapping)) or not isinstance(params, Iterable):
+            advice = "; pass its parameters()" if hasattr(params, "parameters") else ""
             raise TypeError(
                 f"{type(self).__name__}: expected a list of Tensors or of groups, got a single {type(params).__name__}"
+                + advice
             )
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []

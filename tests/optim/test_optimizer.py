@@ -381,6 +381,8 @@ def test_names_of_parameters_and_groups_are_saved() -> None:
         (lambda: optim.SGD([{"params": []}]), ValueError, "SGD: group 0: got an empty parameter list"),
         (lambda: optim.Adam(parameter(2)), TypeError, "Adam: expected a list of Tensors or of groups, got a single T"),
         (lambda: optim.Adam({"params": []}), TypeError, "Adam: expected a list of Tensors or of groups, got a single"),
+        (lambda: optim.SGD(nn.Linear(2, 2)), TypeError, "of groups, got a single Linear; pass its parameters()"),
+        (lambda: optim.SGD(0.1), TypeError, "SGD: expected a list of Tensors or of groups, got a single float"),
         (lambda: optim.SGD([np.ones(2)]), TypeError, "SGD: group 0: parameter 0 is ndarray array([1., 1.]), expect"),
         (lambda: optim.SGD([("w", 3)]), TypeError, "SGD: group 0: parameter 'w' is int 3, expected a Tensor"),
         (lambda: optim.SGD([parameter(2) * 2]), ValueError, "parameter 0, of shape (2,), was computed by an op"),
