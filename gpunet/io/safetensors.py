@@ -51,9 +51,12 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Any], metadata: Map
 
     Raises:
         DTypeError: the format has no such dtype, or a value is not an array; the name is given.
-        TypeError: a name or a metadata entry is not a string.
+        TypeError: `tensors` is no mapping, or a name or a metadata entry is not a string.
         ValueError: a tensor is called "__metadata__", which the format reserves.
     """
+    if not isinstance(tensors, Mapping):
+        advice = "; pass its state_dict()" if hasattr(tensors, "state_dict") else ""
+        raise TypeError(f"io.save: expected a dict of names and arrays, got a {type(tensors).__name__}{advice}")
     texts = {_text(k, "a metadata key"): _text(v, f"metadata[{k!r}]") for k, v in (metadata or {}).items()}
     arrays = {_text(name, "the name of a tensor"): _to_host(name, value) for name, value in tensors.items()}
     if "__metadata__" in arrays:

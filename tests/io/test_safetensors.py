@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import gpunet as gn
-from gpunet import io
+from gpunet import io, nn
 from gpunet.errors import DTypeError, FileFormatError
 from gpunet.io.safetensors import DTYPES
 
@@ -214,6 +214,10 @@ def test_what_cannot_be_saved_is_named(tmp_path):
         io.save(path, {"o": np.array([None])})
     with pytest.raises(DTypeError, match=r"'w': expected a Tensor or an array, got an object of type list"):
         io.save(path, {"w": [1, 2]})
+    with pytest.raises(TypeError, match=r"expected a dict of names and arrays, got a Linear; pass its state_dict\(\)"):
+        io.save(path, nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="expected a dict of names and arrays, got a list$"):
+        io.save(path, [np.zeros(2)])
     with pytest.raises(TypeError, match="the name of a tensor must be a string, got 3"):
         io.save(path, {3: np.zeros(2)})
     with pytest.raises(TypeError, match=r"metadata\['epoch'\] must be a string, got 3"):
