@@ -20,6 +20,8 @@ from gpunet.train.bar import length
 def as_batches(data: Any, where: str, model: Module, batch_size: int = 32, shuffle: bool = False) -> Iterable[Any]:
     """Batches from a DataLoader or another iterable of batches (as it is), a Dataset, or a tuple of arrays (x, y).
 
+    A Dataset is also what has a length and items and cannot be iterated over otherwise, such as a dataset of PyTorch.
+
     Args:
         where: the caller, for errors.
         model: what the batches are for, see `arrays_dataset`.
@@ -32,7 +34,9 @@ def as_batches(data: Any, where: str, model: Module, batch_size: int = 32, shuff
     """
     if isinstance(data, tuple):
         data = arrays_dataset(data, where, model)
-    if isinstance(data, Dataset):
+    if isinstance(data, Dataset) or (
+        hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, Iterable)
+    ):
         if not len(data):
             raise ValueError(f"{where}: the dataset is empty")
         data = DataLoader(data, batch_size=batch_size, shuffle=shuffle)

@@ -34,12 +34,14 @@ def get_loss(loss: Any) -> Callable[[Any, Any], Any]:
 
     Raises:
         ValueError: unknown name; the known ones are listed.
-        TypeError: neither a name nor a function.
+        TypeError: neither a name nor a function, or a class.
     """
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise ValueError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
         return LOSSES[loss]
+    if isinstance(loss, type):
+        raise TypeError(f"loss is the class {loss.__name__} itself; did you mean {loss.__name__}()?")
     if not callable(loss):
         raise TypeError(f"loss must be a name or a function (output, target) -> scalar, got {loss!r}")
     return loss
@@ -52,7 +54,8 @@ def get_optimizer(optimizer: Any, model: nn.Module, lr: float | None = None) -> 
         lr: the learning rate of one made from a name; None: its default.
 
     Raises:
-        ValueError: unknown name (the known ones are listed), or `lr` given for an Optimizer that has its own.
+        ValueError: unknown name (the known ones are listed), `lr` given for an Optimizer that has its own, or an
+            Optimizer of other parameters than the model's.
         TypeError: neither a name nor an Optimizer.
     """
     if isinstance(optimizer, str):
@@ -65,6 +68,12 @@ def get_optimizer(optimizer: Any, model: nn.Module, lr: float | None = None) -> 
     if lr is not None:
         raise ValueError(
             f"lr={lr:g} goes with an optimizer's name; {type(optimizer).__name__} has its own learning rate"
+        )
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise ValueError(
+            f"{type(optimizer).__name__} has none of the model's parameters: it was made for another model, such as an "
+            "earlier one of the same name; make it anew, from model.parameters()"
         )
     return optimizer
 

@@ -236,6 +236,30 @@ def test_unknown_names_list_the_known():
         fit(linear(), loss=3)
     with pytest.raises(TypeError, match="optimizer must be a name or an Optimizer, got 3"):
         fit(linear(), optimizer=3)
+    with pytest.raises(TypeError, match=r"loss is the class MSELoss itself; did you mean MSELoss\(\)\?"):
+        fit(linear(), loss=nn.MSELoss)
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    model, other = linear(), linear()
+    with pytest.raises(ValueError, match="SGD has none of the model's parameters: it was made for another model"):
+        fit(model, optimizer=optim.SGD(other.parameters()))
+    fit(model, optimizer=optim.SGD([model.weight]))  # a part of them will do
+
+
+def test_a_dataset_of_another_library():
+    class Foreign:
+        def __len__(self):
+            return len(X)
+
+        def __getitem__(self, index):
+            return X[index], Y[index]
+
+    models = [linear(), linear()]
+    for model, samples in zip(models, (Foreign(), data.TensorDataset(X, Y))):
+        gn.manual_seed(0)
+        fit(model, samples)
+    np.testing.assert_array_equal(*(model.weight.detach().numpy() for model in models))
 
 
 def test_no_data():
