@@ -90,6 +90,10 @@ class DataLoader:
             raise TypeError(
                 f"DataLoader: the dataset needs len() and [index]; {type(dataset).__name__} does not have them"
             )
+        if isinstance(dataset, tuple) and dataset and all(hasattr(part, "shape") for part in dataset):
+            raise TypeError(
+                f"DataLoader: got a tuple of {len(dataset)} arrays; TensorDataset(*arrays) makes a dataset of them"
+            )
         if len(dataset) == 0:
             raise ValueError(f"DataLoader: the dataset is empty: len({type(dataset).__name__}) is 0")
         if batch_sampler is not None:

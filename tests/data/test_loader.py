@@ -275,6 +275,8 @@ def test_empty_dataset():
 def test_something_that_is_no_dataset():
     with pytest.raises(TypeError, match=r"the dataset needs len\(\) and \[index\]; generator does not have them"):
         DataLoader(x for x in [1])
+    with pytest.raises(TypeError, match=r"got a tuple of 2 arrays; TensorDataset\(\*arrays\) makes a dataset of them"):
+        DataLoader((np.zeros((5, 3)), np.zeros(5)))
 
 
 def test_bad_states():
