@@ -26,11 +26,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     replaced.
 
     Raises:
-        OSError: the folder does not exist or cannot be written, or the disk is full.
+        OSError: the folder does not exist or cannot be written, the disk is full, or `path` is no ordinary file.
     """
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(f"cannot write {os.fspath(path)!r}: it is a folder, a file name is expected")
+    if target.exists() and not target.is_file():  # a device, such as /dev/null, or a pipe
+        raise OSError(f"cannot write {os.fspath(path)!r}: it is not an ordinary file, and would be replaced by one")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"cannot write {os.fspath(path)!r}: there is no folder {str(target.parent)!r}")
     _remove_leftovers(target)

@@ -64,6 +64,17 @@ def test_missing_folder_and_folder_as_file_are_named(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with (
+        pytest.raises(OSError, match="pipe': it is not an ordinary file, and would be replaced by one"),
+        replacing(path),
+    ):
+        pass
+    assert stat.S_ISFIFO(path.stat().st_mode)
+
+
 def test_leftovers_of_a_killed_writer_go_those_of_a_living_one_stay(tmp_path):
     path = tmp_path / "a[1].bin"  # glob's special characters in the name
     script = textwrap.dedent(
