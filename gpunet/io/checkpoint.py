@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -75,7 +77,7 @@ def load_checkpoint(
         ("model", ...). Arrays are NumPy arrays.
 
     Raises:
-        FileFormatError: the file is truncated, damaged or not a checkpoint.
+        FileFormatError: the file is truncated, damaged or not a checkpoint, or a part of it makes no sense.
         KeyError: a part was asked for that the checkpoint does not have.
         ValueError: a part does not fit its state. For the model, the missing, unexpected and mis-shaped parameters are
             listed, and nothing has been changed.
@@ -85,15 +87,29 @@ def load_checkpoint(
     wanted = {name: part for name, part in parts.items() if part is not None}
     for name in wanted:
         if name not in tree:
-            raise KeyError(f"checkpoint {os.fspath(path)!r} has no {name}; it has {', '.join(sorted(tree))}")
+            raise KeyError(f"checkpoint {os.fspath(path)!r} has no {name}; it has {', '.join(map(str, tree))}")
     for name, part in wanted.items():  # the model first: it changes nothing unless everything fits
-        try:
-            part.load_state_dict(tree[name])
-        except ValueError as error:
-            raise ValueError(f"checkpoint {os.fspath(path)!r} is of a different {name}: {error}") from error
+        load = part.load_state_dict
+        with understanding(path, f"the {name}'s state"):
+            try:
+                load(tree[name])
+            except ValueError as error:
+                raise ValueError(f"checkpoint {os.fspath(path)!r} is of a different {name}: {error}") from error
     if random:
-        gn.random.generator().load_state_dict(tree["random"])
+        with understanding(path, "the random stream's state"):
+            gn.random.generator().load_state_dict(tree["random"])
     return tree
+
+
+@contextmanager
+def understanding(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Turn what happens in the block, to code that expected something else in a checkpoint, into FileFormatError."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise FileFormatError(
+            f"checkpoint {os.fspath(path)!r}: {what} is damaged, or of another version: {error!r}"
+        ) from error
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpunet import io
 from gpunet.errors import FileFormatError
+from gpunet.io.checkpoint import understanding
 from gpunet.nn import Module
 from gpunet.optim import Optimizer
 from gpunet.train.bar import number
@@ -130,8 +132,12 @@ class State:
             raise FileFormatError(
                 f"{os.fspath(path)!r} is a checkpoint, but fit did not write it: it cannot resume a run"
             )
-        self.epoch, self.history = saved["epoch"], History(saved["history"])
-        self.batch, self.step, self.stop = extra["batch"], extra["step"], extra["stop"]
+        with understanding(path, "the state of the run"):
+            self._take_over(saved, extra)
+
+    def _take_over(self, saved: dict[str, Any], extra: dict[str, Any]) -> None:
+        self.history, self.stop = History(saved["history"]), bool(extra["stop"])
+        self.epoch, self.batch, self.step = map(operator.index, (saved["epoch"], extra["batch"], extra["step"]))
         validation: Any = self.validation_data
         if extra["validation"] is not None and hasattr(validation, "load_state_dict"):
             validation.load_state_dict(extra["validation"])

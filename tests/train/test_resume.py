@@ -165,6 +165,30 @@ def start(folder, epochs):
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path})
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ('"offset"', '"offsex"', "the random stream's state"),
+        ('["position",0]', '["place",0]', "the loader's state"),
+        ('"betas"', "null", "the optimizer's state"),
+        ('["step",10],["stop"', '["step",null],["stop"', "the state of the run"),
+        ('["batch",0]', '["batches",0]', "the state of the run"),
+        ('["Checkpoint",', '7,["Checkpoint",', "the state of the run"),
+        ('["best",', '["worst",', "the state of the run"),
+    ],
+)
+def test_a_damaged_part_is_named(tmp_path, old, new, what):
+    model, options = make()
+    train.fit(model, **options, epochs=1, callbacks=[train.Checkpoint(tmp_path)])
+    arrays, metadata = io.safetensors.read(tmp_path / "last.safetensors")
+    tree = metadata["gpunet.checkpoint"]
+    assert old in tree
+    io.save(tmp_path / "damaged", arrays, metadata={"gpunet.checkpoint": tree.replace(old, new)})
+    model, options = make()
+    with pytest.raises(FileFormatError, match=f"damaged': {what} is damaged, or of another version: "):
+        train.fit(model, **options, epochs=2, callbacks=[train.Checkpoint(tmp_path)], resume=tmp_path / "damaged")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_killed_at_random_moments(tmp_path):
     """Killed while it writes checkpoints, again and again; the last whole one always loads, and the end is the same."""
