@@ -237,6 +237,9 @@ class LRSchedule(Callback):
         every: "epoch" or "batch"; None: "batch" for OneCycleLR, whose cycle is counted in batches, else "epoch".
         monitor: for ReduceLROnPlateau, the name of its metric in the logs; None: "val_loss" where there is validation
             data, else "loss".
+
+    Raises:
+        ValueError: when training begins, the scheduler is of another optimizer.
     """
 
     def __init__(self, scheduler: Any, every: str | None = None, monitor: str | None = None) -> None:
@@ -245,6 +248,13 @@ class LRSchedule(Callback):
         self.scheduler = scheduler
         self.monitor = monitor
         self.every = every or ("batch" if isinstance(scheduler, lr_scheduler.OneCycleLR) else "epoch")
+
+    def on_train_begin(self, state: State) -> None:
+        if getattr(self.scheduler, "optimizer", state.optimizer) is not state.optimizer:
+            raise ValueError(
+                f"LRSchedule: {type(self.scheduler).__name__} is of another optimizer than the"
+                f" {type(state.optimizer).__name__} that trains, and would change nothing; make it with that one"
+            )
 
     def on_batch_end(self, state: State) -> None:
         if self.every == "batch":

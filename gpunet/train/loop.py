@@ -22,7 +22,7 @@ from gpunet.train import nonfinite
 from gpunet.train.bar import batch_length
 from gpunet.train.callbacks import Callback, Checkpoint, LRSchedule, ProgressBar
 from gpunet.train.inputs import as_batches, device_of, no_batches, split_batch, to_device
-from gpunet.train.metrics import Mean, Metric, get_metric
+from gpunet.train.metrics import Mean, Metric, get_metrics
 from gpunet.train.names import get_loss, get_optimizer, score_threshold
 from gpunet.train.state import History, State
 
@@ -71,7 +71,7 @@ def fit(
     Raises:
         NonFiniteError: the loss or a gradient became NaN or infinite. The message names the layer where it arose, and
             no checkpoint is written after it.
-        ValueError: the data is empty, a name is unknown, or the checkpoint is of another model.
+        ValueError: the data is empty, a name is unknown or twice there, or the checkpoint is of another model.
         FileFormatError: the checkpoint is damaged.
     """
     if device is not None:
@@ -89,7 +89,7 @@ def fit(
         loss=loss,
         train_data=as_batches(train_data, "fit", model, batch_size, shuffle),
         epochs=epochs,
-        metrics=[get_metric(metric, score_threshold(loss)) for metric in metrics],
+        metrics=get_metrics(metrics, score_threshold(loss)),
         validation_data=None
         if validation_data is None
         else as_batches(validation_data, "fit validation_data", model, batch_size),
@@ -137,7 +137,7 @@ def evaluate(
     if device is not None:
         model.to(device)
     loss = None if loss is None else get_loss(loss)
-    measures = [get_metric(metric, score_threshold(loss)) for metric in metrics]
+    measures = get_metrics(metrics, score_threshold(loss))
     return _measure(model, as_batches(data, "evaluate", model, batch_size), loss, measures)
 
 

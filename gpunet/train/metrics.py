@@ -18,7 +18,7 @@ What classification metrics accept, for targets of shape (N, ...) that hold clas
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -474,9 +474,31 @@ def get_metric(metric: Any, threshold: float = 0.5) -> Metric:
         if match := re.fullmatch(r"top([1-9]\d*)", metric):
             return TopKAccuracy(int(match[1]))
         raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}, top5 (or another number)")
+    if isinstance(metric, type):
+        raise TypeError(f"a metric is the class {metric.__name__} itself; did you mean {metric.__name__}()?")
     if callable(metric):
         return MeanOf(metric)
     raise TypeError(f"a metric must be a name, a Metric or a function, got {metric!r}")
+
+
+def get_metrics(metrics: Sequence[Any], threshold: float = 0.5) -> list[Metric]:
+    """Metrics from a list of what `get_metric` takes.
+
+    Raises:
+        TypeError: not a list but a single one.
+        ValueError: two have one name, or one has a name that the logs use otherwise: one would hide the other.
+    """
+    if isinstance(metrics, str | Metric) or not isinstance(metrics, Iterable):
+        raise TypeError(f"metrics must be a list, got {metrics!r}: give [{metrics!r}]")
+    made = [get_metric(metric, threshold) for metric in metrics]
+    seen = {"loss", "lr"}
+    for metric in made:
+        if metric.name in seen:
+            raise ValueError(
+                f"metrics: the name {metric.name!r} is taken; give another, {type(metric).__name__}(..., name=...)"
+            )
+        seen.add(metric.name)
+    return made
 
 
 # --- arrays of any device

@@ -13,7 +13,7 @@ from gpunet.optim import Optimizer
 from gpunet.train import loop
 from gpunet.train.callbacks import Callback
 from gpunet.train.inputs import arrays_dataset
-from gpunet.train.metrics import get_metric
+from gpunet.train.metrics import get_metrics
 from gpunet.train.names import get_loss, get_optimizer, score_threshold
 from gpunet.train.state import History
 
@@ -55,10 +55,10 @@ class Trainer:
             lr: the learning rate of an optimizer given by name; None: its default.
 
         Raises:
-            ValueError: a name is unknown; the known ones are listed.
+            ValueError: a name is unknown, and the known ones are listed; or two metrics have one name.
         """
         loss = get_loss(loss)
-        self.metrics = [get_metric(metric, score_threshold(loss)) for metric in metrics]
+        self.metrics = get_metrics(metrics, score_threshold(loss))
         self.optimizer = get_optimizer(optimizer, self.model, lr)
         self.loss = loss
         return self

@@ -20,10 +20,11 @@ def fit(model=None, **options):
     return train.fit(model, (X, Y), **options)
 
 
-def play(callback, name, values):
+def play(callback, name, values, optimizer=None):
     """Tell `callback` of epochs whose logs say `values`, as fit would; the model's weight is the epoch's number."""
     model = nn.Linear(1, 1, bias=False)
-    state = train.State(model, optim.SGD(model.parameters(), lr=1.0), None, [], epochs=len(values))
+    optimizer = optimizer or optim.SGD(model.parameters(), lr=1.0)
+    state = train.State(model, optimizer, None, [], epochs=len(values))
     callback.on_train_begin(state)
     for state.epoch, value in enumerate(values):
         model.weight.data[...] = state.epoch
@@ -165,6 +166,15 @@ def test_schedule_per_epoch_and_per_batch():
     assert rates(halve, scheduler=None)[0] == [0.5**i for i in range(8)]
 
 
+def test_a_scheduler_of_another_optimizer_is_refused():
+    model, other = nn.Linear(2, 1), optim.SGD(nn.Linear(2, 1).parameters())
+    with pytest.raises(ValueError, match="LRSchedule: StepLR is of another optimizer than the Adam that trains"):
+        train.fit(
+            model, (np.ones((4, 2), "f"), np.ones((4, 1), "f")), loss="mse", optimizer="adam", progress=False,
+            scheduler=lr_scheduler.StepLR(other, 1),
+        )  # fmt: skip
+
+
 def test_one_cycle_goes_by_batches():
     seen, _ = rates(lambda optimizer: lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=8))
     assert len(set(seen)) == 8
@@ -174,10 +184,10 @@ def test_plateau_gets_the_metric():
     model = nn.Linear(1, 1)
     optimizer = optim.SGD(model.parameters(), lr=1.0)
     plateau = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=1)
-    play(train.LRSchedule(plateau, monitor="loss"), "loss", [3, 2, 2, 2, 2])
+    play(train.LRSchedule(plateau, monitor="loss"), "loss", [3, 2, 2, 2, 2], optimizer)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
     with pytest.raises(ValueError, match="LRSchedule: there is no value 'speed'; there is: loss"):
-        play(train.LRSchedule(plateau, monitor="speed"), "loss", [1])
+        play(train.LRSchedule(plateau, monitor="speed"), "loss", [1], optimizer)
     with pytest.raises(ValueError, match='LRSchedule: every must be "epoch" or "batch", got \'step\''):
         train.LRSchedule(plateau, every="step")
 

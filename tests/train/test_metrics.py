@@ -278,6 +278,18 @@ def test_unknown_names_list_the_known():
 # --- bad input
 
 
+def test_a_list_of_metrics():
+    made = m.get_metrics(["accuracy", m.F1(), m.F1("micro", name="micro")], threshold=0.0)
+    assert [metric.name for metric in made] == ["accuracy", "f1", "micro"] and made[0].threshold == 0.0
+    with pytest.raises(TypeError, match=r"metrics must be a list, got 'accuracy': give \['accuracy'\]"):
+        m.get_metrics("accuracy")
+    with pytest.raises(TypeError, match="a metric is the class Accuracy itself; did you mean Accuracy\\(\\)?"):
+        m.get_metrics([m.Accuracy])
+    for metrics, name in [([m.F1("micro"), "f1"], "f1"), ([m.Mean("loss")], "loss"), ([m.Mean("lr")], "lr")]:
+        with pytest.raises(ValueError, match=f"metrics: the name '{name}' is taken; give another, (F1|Mean).*name="):
+            m.get_metrics(metrics)
+
+
 def test_lengths_that_differ():
     for metric, pred in ((m.Accuracy(), SCORES), (m.TopKAccuracy(2), SCORES), (m.F1(), PRED)):
         with pytest.raises(
