@@ -182,7 +182,7 @@ def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
     out.data = y
     if tracked and _mode.enabled and op.derivative is not None and y.dtype.kind == "f":
         out._node = _node(op, args, params, nodes, y)
-    if op.view:
+    if op.view and (y.base is not None or y is raw[0]):  # else it is a copy, as of x[[0, 1]]
         out._is_view_of(args[0])
     return out
 

@@ -54,6 +54,7 @@ class Tensor(Traced):
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
+            self._is_view_of(data)
             data = data.data
         self.data = backend_of_type(type(data)).array_from(data)
         if requires_grad:
@@ -517,7 +518,8 @@ class Tensor(Traced):
 
     def reshape(self, *shape_: Any, copy: bool | None = None) -> Tensor:
         """With the same elements in another shape: `x.reshape(2, -1)` or `x.reshape((2, -1))`."""
-        return shape.reshape(self, shape=shape_[0] if len(shape_) == 1 and not isinstance(shape_[0], int) else shape_)
+        new = shape_[0] if len(shape_) == 1 and not isinstance(shape_[0], int) else shape_
+        return shape.reshape(self, shape=new, copy=copy)
 
     def flatten(self) -> Tensor:
         """As one axis."""

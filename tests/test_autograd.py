@@ -371,3 +371,47 @@ def test_in_place_results_may_be_written_to_again() -> None:
     v.detach()[0] = 5.0
     with pytest.raises(GradientError, match="changed in place"):
         s.backward()
+
+
+def test_results_that_share_memory_are_known_to() -> None:
+    """NumPy returns views from these, or the array itself."""
+    for view in (gn.real, gn.linalg.diagonal, lambda c: gn.Tensor(c)):
+        c, w = gn.ones((2, 2)), gn.tensor(1.0, requires_grad=True)
+        y = view(c) * w
+        c += 5.0
+        with pytest.raises(GradientError, match="changed in place"):
+            y.sum().backward()
+    c = gn.ones((2, 2))
+    copied = gn.einsum("ij->ji", c)
+    c += 5.0
+    assert copied.numpy().tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_what_was_read_as_a_copy_does_not_forbid_writing() -> None:
+    x = leaf(np.ones(3))
+    y = x * 1.0
+    for i in (1, 2):
+        y[i] = y[i - 1] * 2.0
+    y[[0, 1]] += x[:2]
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [8.0, 1.0, 0.0])
+
+
+def test_indices_may_be_changed_after_they_were_used() -> None:
+    for i in (gn.asarray([0, 1]), np.array([0, 1])):
+        x = leaf(np.zeros(3))
+        y, z = x[i], x * 1.0
+        z[i] = 0.0
+        i += 1
+        (y.sum() + z.sum()).backward()
+        np.testing.assert_array_equal(x.grad.numpy(), [1.0, 1.0, 1.0])
+
+
+def test_equal_indices() -> None:
+    x = leaf(np.zeros((2, 2)))
+    x[(0, 0), (1, 1)].sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [[0.0, 2.0], [0.0, 0.0]])
+    y, v = leaf(np.zeros(3)) * 1.0, leaf([1.0, 2.0])
+    y[[0, 0]] = v
+    (y * y).sum().backward()
+    np.testing.assert_array_equal(v.grad.numpy(), [0.0, 4.0])  # the first was overwritten

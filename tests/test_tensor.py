@@ -248,3 +248,14 @@ def test_empty_arrays(device: str) -> None:
     y.backward()
     assert y.item() == 0.0 and x.grad.shape == (0, 3)
     assert (x @ gn.ones((3, 2), device=device)).shape == (0, 2)
+
+
+def test_reshape_can_copy() -> None:
+    x = gn.ones(4)
+    y = x.reshape(2, 2, copy=True)
+    y += 1.0
+    assert x.numpy().tolist() == [1.0] * 4
+
+
+def test_empty_list_as_an_index() -> None:
+    assert gn.ones((3, 2))[[]].shape == (0, 2)

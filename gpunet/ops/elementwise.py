@@ -14,13 +14,13 @@ from gpunet.dtypes import default_dtype
 from gpunet.ops.op import Op, op
 
 
-def _unary(name: str, formula: str, vjp: Callable[..., Any] | None = None) -> Op:
+def _unary(name: str, formula: str, vjp: Callable[..., Any] | None = None, **flags: bool) -> Op:
     """An op of one array that the array library has under the same name."""
 
     def reference(xp: Any, x: Any) -> Any:
         return getattr(xp, name)(x)
 
-    return _declare(reference, name, formula, vjp, direct=True)
+    return _declare(reference, name, formula, vjp, direct=True, **flags)
 
 
 def _floating(name: str, formula: str, vjp: Callable[..., Any]) -> Op:
@@ -148,8 +148,8 @@ floor = _unary("floor", "The largest integer not above x", _flat)
 ceil = _unary("ceil", "The smallest integer not below x", _flat)
 trunc = _unary("trunc", "The nearest integer towards zero", _flat)
 round = _unary("round", "The nearest integer, halves to even", _flat)
-real = _unary("real", "The real part of x", lambda xp, g, _y, _x: g)
-imag = _unary("imag", "The imaginary part of x")
+real = _unary("real", "The real part of x", lambda xp, g, _y, _x: g, view=True)
+imag = _unary("imag", "The imaginary part of x", view=True)
 conj = _unary("conj", "The complex conjugate of x", lambda xp, g, _y, _x: g)
 signbit = _unary("signbit", "Whether the sign bit of x is set")
 isnan = _unary("isnan", "Whether x is not a number")

@@ -13,15 +13,22 @@ from gpunet.ops.shape import expand_dims
 
 
 def raw_key(x: Any, key: Any) -> Any:
-    """An index expression for x, with its Tensors, lists and NumPy arrays replaced by raw arrays where x is."""
-    if isinstance(key, tuple):
-        return tuple(raw_key(x, k) for k in key)
-    if isinstance(key, list):
-        key = np.asarray(key)
-    if isinstance(key, np.ndarray) and not isinstance(x, np.ndarray):
+    """An index expression for x, with its Tensors, sequences and NumPy arrays replaced by raw arrays where x is.
+
+    The arrays are copies: a derivative will read them, and they may be changed before.
+    """
+    return tuple(_raw_index(x, k) for k in key) if isinstance(key, tuple) else _raw_index(x, key)
+
+
+def _raw_index(x: Any, index: Any) -> Any:
+    if isinstance(index, (list, tuple, range)):
+        index = np.asarray(index, dtype=None if len(index) else np.int64)
+    elif isinstance(index, (Traced, np.ndarray)):
+        index = _raw(index).copy()
+    if isinstance(index, np.ndarray) and not isinstance(x, np.ndarray):
         backend = backend_of_type(type(x))
-        return backend.from_numpy(key, backend.device_of(x))
-    return key.data if isinstance(key, Traced) else key
+        return backend.from_numpy(index, backend.device_of(x))
+    return index
 
 
 def _raw(x: Any) -> Any:
@@ -77,7 +84,26 @@ setitem.write = _write
 
 @setitem.vjp
 def _(xp, g, _y, _x, _value, *, key):
-    return (lambda: setitem(g, 0.0, key=key)), (lambda: getitem(g, key=key))
+    def to_value() -> Any:
+        part = getitem(g, key=key)
+        return part if _selects_once(key) else part * _last_written(_raw(g), key)
+
+    return (lambda: setitem(g, 0.0, key=key)), to_value
+
+
+def _last_written(x: Any, key: Any) -> Any:
+    """For each element of a value written to x[key]: whether it stayed there, or an equal index overwrote it."""
+    xp = backend_of_type(type(x)).xp
+    writers = xp.zeros(x.shape, dtype="int64")
+    numbers = xp.arange(writers[key].size).reshape(writers[key].shape)
+    writers[key] = numbers
+    return writers[key] == numbers
+
+
+def _check_integers(name: str, indices: Any) -> None:
+    given = getattr(indices, "dtype", None)
+    if given is None or given.kind not in "iu":
+        raise DTypeError(f"{name}: indices must be an array of integers, got {given or type(indices).__name__}")
 
 
 @op
@@ -85,12 +111,12 @@ def take(xp, x, indices, *, axis=None):
     """The elements at `indices` (integers) along an axis, which may be left out for one-dimensional x.
 
     Raises:
+        DTypeError: `indices` is no array of integers.
         IndexError: an index is out of range (on the CPU; CuPy wraps around).
     """
     if axis is None and x.ndim != 1:
         raise ShapeError(f"take: needs an axis unless x is one-dimensional; x has shape {x.shape}")
-    if indices.dtype.kind not in "iu":
-        raise DTypeError(f"take: indices must be integers, got {indices.dtype}")
+    _check_integers("take", indices)
     return xp.take(x, indices, axis=axis)
 
 
@@ -102,7 +128,12 @@ def _(xp, g, _y, _x, indices, *, axis):
 
 @op
 def take_along_axis(xp, x, indices, *, axis=-1):
-    """For each position, the element of x at `indices` (integers, as many axes as x) along `axis`."""
+    """For each position, the element of x at `indices` (integers, as many axes as x) along `axis`.
+
+    Raises:
+        DTypeError: `indices` is no array of integers.
+    """
+    _check_integers("take_along_axis", indices)
     return xp.take_along_axis(x, indices, axis=axis)
 
 

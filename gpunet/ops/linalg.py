@@ -9,7 +9,7 @@ from gpunet.ops.reduce import sum
 from gpunet.ops.shape import expand_dims, reshape
 
 
-@op
+@op(view=True)
 def diagonal(xp, x, *, offset=0):
     """The diagonal of each matrix (..., M, N), `offset` places above the main one."""
     return xp.linalg.diagonal(x, offset=offset)

@@ -129,7 +129,8 @@ def tensordot(a: Any, b: Any, /, *, axes: Any = 2) -> Any:
 
 @op
 def _einsum(xp, *arrays, subscripts):
-    return xp.einsum(subscripts, *arrays, optimize=len(arrays) > 2)
+    y = xp.einsum(subscripts, *arrays, optimize=len(arrays) > 2)
+    return y.copy() if len(arrays) == 1 else y  # of one array it may be a view, as in "ij->ji"
 
 
 @_einsum.vjp
