@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +21,7 @@ import gpunet as gn
 from gpunet import data, errors, io, nn, optim, train
 from gpunet.data import transforms
 from gpunet.data.named import NAMES
+from gpunet.io.atomic import destination
 
 
 def mlp(shape: Sequence[int], classes: int) -> nn.Module:
@@ -53,6 +57,7 @@ MODELS = {"mlp": mlp, "cnn": convnet}
 
 def run_train(args: argparse.Namespace) -> None:
     """Train a network, measure it on the test part, save it, and show a few predictions."""
+    destination(args.save)  # before the work, not after it
     gn.manual_seed(args.seed)
     train_set = data.named(args.data, train=True, download=args.download)
     test_set = data.named(args.data, train=False, download=args.download)
@@ -91,13 +96,7 @@ def run_train(args: argparse.Namespace) -> None:
 
 def run_predict(args: argparse.Namespace) -> None:
     """Load a network that `train` saved and classify images of a dataset's test part."""
-    about = io.load_metadata(args.file)
-    if "model" not in about:
-        raise errors.FileFormatError(
-            f"{args.file} was not saved by gpunet train: it does not say which network it holds"
-        )
-    classes = json.loads(about["classes"])
-    model = MODELS[about["model"]](json.loads(about["shape"]), len(classes))
+    model, classes = _network(args.file)
     model.load_state_dict(io.load(args.file))
     model.to(args.device)
     test_set = data.named(args.data, train=False)
@@ -105,9 +104,28 @@ def run_predict(args: argparse.Namespace) -> None:
     show_predictions(model, test_set, classes, args.show)
 
 
+def _network(file: str) -> tuple[nn.Module, list[str]]:
+    """The network that `file` says it holds, with fresh parameters, and the names of its classes.
+
+    Raises:
+        FileFormatError: it does not say so in a way that makes sense.
+    """
+    about = io.load_metadata(file)
+    if "model" not in about:
+        raise errors.FileFormatError(f"{file} was not saved by gpunet train: it does not say which network it holds")
+    try:
+        make, shape, classes = MODELS[about["model"]], json.loads(about["shape"]), json.loads(about["classes"])
+        valid = len(shape) == 3 and all(type(n) is int and n > 0 for n in shape) and isinstance(classes, list)
+    except (KeyError, TypeError, ValueError):
+        valid = False
+    if not valid or 4 * math.prod(shape) > os.path.getsize(file):  # each pixel has weights, of 4 bytes
+        raise errors.FileFormatError(f"{file} is damaged: it does not say in a sensible way which network it holds")
+    return make(shape, len(classes)), classes
+
+
 def show_predictions(model: nn.Module, test_set: Any, classes: Sequence[str], count: int) -> None:
     """Print images side by side in characters, with what the network makes of them. Wrong ones come first."""
-    if not count:
+    if count < 1:
         return
     images = np.stack([np.asarray(test_set[i][0]) for i in range(len(test_set))])
     guesses = np.asarray(train.predict(model, images)).argmax(axis=1)
@@ -178,9 +196,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         args.run(args)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, train.NonFiniteError) as error:
         print(f"gpunet: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("gpunet: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -40,6 +40,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"gpunet {gn.__version__}" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the rate is meant to be too high
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "w.safetensors"
     io.save(file, {"a": gn.ones(1)})
@@ -49,8 +50,44 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["train", "--device", "tpu"], "gpunet: unknown device type 'tpu'"),
         (["predict", str(file)], "was not saved by gpunet train"),
         (["predict", str(tmp_path / "none")], "none"),
+        (["train", "--epochs", "1", "--lr", "1e30", "--save", str(file)], "epoch 1, batch 2: the loss is nan"),
     ]:
         assert cli.main(args) == 1
         assert text in capsys.readouterr().err
+    unwritable = tmp_path / "none" / "w.safetensors"
+    assert cli.main(["train", "--save", str(unwritable)]) == 1
+    out, err = capsys.readouterr()
+    assert "there is no folder" in err and out == ""  # said before the training
     with pytest.raises(SystemExit):
         cli.main(["train", "--model", "transformer"])
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"model": "cnn"},
+        {"model": "rnn", "shape": "[1, 8, 8]", "classes": "[]"},
+        {"model": "mlp", "shape": "[100000, 100000, 100]", "classes": "[]"},
+        {"model": "mlp", "shape": "[1, 8, -8]", "classes": "[]"},
+        {"model": "mlp", "shape": "[1, 8]", "classes": "[]"},
+        {"model": "mlp", "shape": "8", "classes": "[]"},
+        {"model": "mlp", "shape": "[1, 8, 8]", "classes": "3"},
+        {"model": "mlp", "shape": "[1, 8, 8]", "classes": "["},
+    ],
+)
+def test_a_file_that_describes_no_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], about: dict[str, str]
+) -> None:
+    file = tmp_path / "w.safetensors"
+    io.save(file, {"a": gn.zeros(1000)}, metadata=about)
+    assert cli.main(["predict", str(file)]) == 1
+    assert "is damaged: it does not say in a sensible way which network it holds" in capsys.readouterr().err
+
+
+def test_ctrl_c(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gpunet.train.fit", interrupt)
+    assert cli.main(["train", "--save", str(tmp_path / "w")]) == 130
+    assert capsys.readouterr().err == "gpunet: interrupted\n"

@@ -28,13 +28,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     Raises:
         OSError: the folder does not exist or cannot be written, the disk is full, or `path` is no ordinary file.
     """
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise IsADirectoryError(f"cannot write {os.fspath(path)!r}: it is a folder, a file name is expected")
-    if target.exists() and not target.is_file():  # a device, such as /dev/null, or a pipe
-        raise OSError(f"cannot write {os.fspath(path)!r}: it is not an ordinary file, and would be replaced by one")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {os.fspath(path)!r}: there is no folder {str(target.parent)!r}")
+    target = destination(path)
     _remove_leftovers(target)
     temporary, file = _create_locked(target)
     try:
@@ -51,6 +45,27 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     finally:
         file.close()
     _flush_folder(target.parent)
+
+
+def destination(path: str | os.PathLike[str]) -> Path:
+    """The file that `replacing(path)` will write: `path` with its symbolic links followed. Nothing is touched.
+
+    Worth a call before hours of work whose result is to be saved.
+
+    Raises:
+        OSError: it cannot be written there; why is said.
+    """
+    target = Path(os.path.realpath(path))
+    where = f"cannot write {os.fspath(path)!r}"
+    if target.is_dir():
+        raise IsADirectoryError(f"{where}: it is a folder, a file name is expected")
+    if target.exists() and not target.is_file():  # a device, such as /dev/null, or a pipe
+        raise OSError(f"{where}: it is not an ordinary file, and would be replaced by one")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{where}: there is no folder {str(target.parent)!r}")
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(f"{where}: no permission to write in the folder {str(target.parent)!r}")
+    return target
 
 
 def _create_locked(target: Path) -> tuple[Path, IO[bytes]]:

@@ -87,7 +87,7 @@ def load_checkpoint(
     wanted = {name: part for name, part in parts.items() if part is not None}
     for name in wanted:
         if name not in tree:
-            raise KeyError(f"checkpoint {os.fspath(path)!r} has no {name}; it has {', '.join(map(str, tree))}")
+            raise KeyError(f"checkpoint {os.fspath(path)!r} has no {name}; it has {', '.join(sorted(map(str, tree)))}")
     for name, part in wanted.items():  # the model first: it changes nothing unless everything fits
         load = part.load_state_dict
         with understanding(path, f"the {name}'s state"):

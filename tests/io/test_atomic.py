@@ -75,6 +75,15 @@ def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
     assert stat.S_ISFIFO(path.stat().st_mode)
 
 
+def test_a_folder_without_permission(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with (
+        pytest.raises(PermissionError, match=r"file': no permission to write in the folder"),
+        replacing(tmp_path / "file"),
+    ):
+        pass
+
+
 def test_leftovers_of_a_killed_writer_go_those_of_a_living_one_stay(tmp_path):
     path = tmp_path / "a[1].bin"  # glob's special characters in the name
     script = textwrap.dedent(
