@@ -88,7 +88,9 @@ def backend_of_type(kind: type) -> Backend:
         if "cupy" in sys.modules and kind is sys.modules["cupy"].ndarray:
             return get_backend(Device("cuda"))
         if not numpy.owns(kind):
-            raise DTypeError(f"expected a Tensor or an array, got an object of type {kind.__name__}")
+            name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+            hint = "; gpunet.asarray(x) makes a Tensor of it" if hasattr(kind, "__dlpack__") else ""
+            raise DTypeError(f"expected a Tensor or an array, got an object of type {name}{hint}")
         backend = _by_type[kind] = numpy
     return backend
 

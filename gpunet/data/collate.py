@@ -104,13 +104,16 @@ def map_leaves(function: Callable[..., Any], *batches: Any) -> Any:
 
 
 def to_tensors(batch: Any, device: Any) -> Any:
-    """The batch with each numeric array as a Tensor on `device`; CPU memory is shared, strings and the like stay."""
+    """The batch with each numeric array as a Tensor on `device`; CPU memory is shared, strings and the like stay.
+
+    Arrays of other libraries count where they offer DLPack, such as those of a loader of PyTorch's.
+    """
 
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, gn.Tensor):
             return leaf.to(device)
-        if isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.kind in "biufc":
-            return gn.asarray(leaf, device=device)
-        return leaf
+        if isinstance(leaf, (np.ndarray, np.generic)):
+            return gn.asarray(leaf, device=device) if leaf.dtype.kind in "biufc" else leaf
+        return gn.asarray(leaf, device=device) if hasattr(leaf, "__dlpack__") else leaf
 
     return map_leaves(convert, batch)

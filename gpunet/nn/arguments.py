@@ -5,8 +5,10 @@ from __future__ import annotations
 from operator import index
 from typing import Any
 
+from gpunet.backends import backend_of_type
 from gpunet.errors import DTypeError, ShapeError
 from gpunet.nn.errors import size_error
+from gpunet.tensor import Tensor
 
 Ints = tuple[int, ...]
 
@@ -114,6 +116,7 @@ def check_channels(x: Any, argument: str, size: int) -> None:
 def check_dtype(x: Any, weight: Any) -> None:
     """Raise DTypeError unless x has the dtype of the layer's weight: nothing is promoted silently."""
     if x.dtype != weight.dtype:
+        _check_ours(x)
         hint = f'x.astype("{weight.dtype}")'
         if x.dtype.kind == "f":
             hint += f', or model.to("{x.dtype}")'
@@ -122,8 +125,15 @@ def check_dtype(x: Any, weight: Any) -> None:
 
 def check_floating(x: Any) -> None:
     """Raise DTypeError unless x is real floating-point."""
-    if x.dtype.kind != "f":
+    if getattr(x.dtype, "kind", "") != "f":
+        _check_ours(x)
         raise DTypeError(f'expected a floating-point input, got {x.dtype}: use x.astype("float32")')
+
+
+def _check_ours(x: Any) -> None:
+    """Raise DTypeError for an array of a library that gpunet does not compute with, such as a PyTorch tensor."""
+    if not isinstance(x, Tensor):
+        backend_of_type(type(x))
 
 
 def _name(x: Any) -> str:

@@ -16,6 +16,10 @@ def test_backends_of_arrays() -> None:
     assert backend_of_type(np.float32) is backend_of_type(np.ndarray)
     with pytest.raises(DTypeError, match="expected a Tensor or an array, got an object of type dict"):
         backend_of_type(dict)
+    foreign = type("Tensor", (), {"__module__": "torch", "__dlpack__": None})
+    hint = r"an object of type torch\.Tensor; gpunet\.asarray\(x\) makes a Tensor of it"
+    with pytest.raises(DTypeError, match=hint):
+        backend_of_type(foreign)
 
 
 def test_resolve() -> None:

@@ -69,3 +69,19 @@ def test_to_tensors_shares_memory_and_leaves_strings():
     x, names = to_tensors((array, ["a", "b"]), None)
     assert isinstance(x, gn.Tensor) and np.shares_memory(x.numpy(), array) and names == ["a", "b"]
     assert to_tensors({"y": np.int64(3)}, "cpu")["y"].item() == 3
+
+
+def test_to_tensors_takes_arrays_of_other_libraries():
+    class Foreign:
+        def __init__(self, array):
+            self.array = array
+
+        def __dlpack__(self, **options):
+            return self.array.__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return self.array.__dlpack_device__()
+
+    x, y = to_tensors([Foreign(np.arange(3.0)), Foreign(np.arange(2))], "cpu")
+    assert isinstance(x, gn.Tensor) and x.numpy().tolist() == [0.0, 1.0, 2.0]
+    assert y.dtype == np.int64

@@ -181,6 +181,14 @@ def test_an_input_of_the_wrong_dtype_or_on_the_wrong_device() -> None:
     assert text.endswith("expected a Tensor, got a list; gpunet.tensor(data) makes one")
 
 
+def test_an_array_of_another_library() -> None:
+    class Foreign:
+        shape, dtype, __dlpack__ = (2, 3), "float", None
+
+    for layer in (nn.Linear(3, 4), nn.ReLU(), nn.LayerNorm(3), nn.Dropout()):
+        assert message(layer, Foreign(), kind=DTypeError).endswith("Foreign; gpunet.asarray(x) makes a Tensor of it")
+
+
 def test_errors_of_functions_inside_a_layer_have_the_path_too() -> None:
     class Head(nn.Module):
         def forward(self, x: Any) -> Any:
