@@ -21,6 +21,8 @@ from gpunet.backends import backend_of_type
 from gpunet.dtypes import default_dtype, is_floating
 from gpunet.errors import DeviceError, DTypeError, GradientError, ShapeError
 from gpunet.ops.op import Op, describe
+from gpunet.ops.reduce import sum
+from gpunet.ops.shape import copy, reshape
 from gpunet.tensor import Memory, Tensor
 
 _clock = count(1).__next__  # next() on it is atomic under the GIL, so threads may record at the same time
@@ -28,6 +30,9 @@ _clock = count(1).__next__  # next() on it is atomic under the GIL, so threads m
 
 class _Mode(threading.local):
     enabled = True
+
+    def __init__(self) -> None:
+        self.before: list[bool] = []  # what the `with` blocks that this thread is in will go back to
 
 
 _mode = _Mode()
@@ -38,14 +43,13 @@ class set_grad_enabled(ContextDecorator):
 
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled
-        self._before: list[bool] = []  # a stack, so that one instance may be entered again (recursion)
 
     def __enter__(self) -> None:
-        self._before.append(_mode.enabled)
+        _mode.before.append(_mode.enabled)
         _mode.enabled = self._enabled
 
     def __exit__(self, *exc: object) -> None:
-        _mode.enabled = self._before.pop()
+        _mode.enabled = _mode.before.pop()
 
 
 class no_grad(set_grad_enabled):
@@ -259,20 +263,29 @@ class _Part:
         self.count = count
 
 
+def _part(whole: Node, index: int, ys: tuple[Any, ...]) -> Node:
+    node = Node(_Part(index, len(ys)), ys[index].shape, ys[index].dtype, (whole,))
+    node.saved, node.params = (), _NONE
+    return node
+
+
 def _wrap_several(op: Op, args: Any, params: Any, nodes: list[Any], ys: tuple[Any, ...], tracked: bool) -> Any:
     """Tensors for an op of several outputs: a node for the op, and one for each output that hands its gradient on."""
     tracked = tracked and _mode.enabled and op.derivative is not None
     whole = None
     if tracked:
         whole = Node(op, (), ys[0].dtype, nodes)
-        whole.params, whole.saved, whole.output = params, args, ys if op.keeps_output else None
+        whole.params, whole.saved = params, args
+        if op.keeps_output:
+            whole.output, whole.memory = ys, Memory(())  # one record of writes for all outputs
     outs = []
     for i, y in enumerate(ys):
         out = Tensor.__new__(Tensor)
         out.data = y
         if whole is not None and y.dtype.kind == "f":
-            out._node = Node(_Part(i, len(ys)), y.shape, y.dtype, (whole,))
-            out._node.saved, out._node.params = (), {}
+            out._node = _part(whole, i, ys)
+            if whole.memory is not None:
+                out._memory = out._node.memory = whole.memory
         if op.view:
             out._is_view_of(args[0])
         outs.append(out)
@@ -430,8 +443,11 @@ def _run(
     if len(gradients) != len(roots):
         raise GradientError(f"got {len(roots)} tensors but {len(gradients)} gradients")
     pending: dict[Node, Any] = {}
+    owned: set[int] = set()  # ids of arrays that are somebody's already
     for t, g in zip(roots, gradients):
         seed = _seed(t, g, create_graph)
+        if g is not None:
+            owned.add(id(seed.data if create_graph else seed))
         node = t._node
         assert node is not None
         pending[node] = pending[node] + seed if node in pending else seed
@@ -443,20 +459,19 @@ def _run(
         xp = _namespace() if create_graph else backend.xp
         kind = type(roots[0].data)
         summed: set[Node] = set()
-        owned = {id(g.data) for g in gradients if isinstance(g, Tensor)}  # ids of arrays that are somebody's already
         for node in reversed(order):
             g = pending.pop(node, None)
             if g is None:
                 continue
             if targets is not None:
                 if node in targets:
-                    results[node] = g if create_graph else Tensor._wrap(_own(g, owned))
+                    results[node] = _own(g, owned)
             elif node.retains_grad:
-                _accumulate(node, g, owned, create_graph)
+                _accumulate(node, g, owned)
             if type(g) is not kind and not create_graph and type(g) is not tuple:  # it came from another device
                 kind = type(g)
                 xp = backend_of_type(kind).xp
-            if node.op is not None and (wanted is None or node in wanted):
+            if node.op is not None and (wanted is None or not wanted.isdisjoint(node.inputs)):  # type: ignore[arg-type]
                 _propagate(node, g, pending, summed, wanted, xp, create_graph)
                 if not retain_graph:
                     node.inputs = None
@@ -509,7 +524,7 @@ def _reachable(roots: list[Node]) -> list[Node]:
 
 
 def _leading_to(order: list[Node], targets: Sequence[Node]) -> set[Node]:
-    """The nodes among `order` whose gradient is needed to find those of `targets`: what comes from them."""
+    """The nodes among `order` whose gradient is needed to find those of `targets`: these and what comes from them."""
     wanted = set(targets)
     for node in order:
         if not wanted.isdisjoint(node.inputs or ()):
@@ -548,7 +563,10 @@ def _propagate(
     elif node.memory is not None and node.memory.written > made:
         raise _changed(op, "its output", node.shape)
     elif create_graph:
-        y = Tensor._wrap(y, node) if type(y) is not tuple else tuple(map(Tensor._wrap, y))
+        if type(y) is tuple:
+            y = tuple(Tensor._wrap(v, _part(node, i, y) if is_floating(v.dtype) else None) for i, v in enumerate(y))
+        else:
+            y = Tensor._wrap(y, node)
     params = node.params
     if params or op.defaults:
         found = op.derivative(xp, g, y, *values, **{**op.defaults, **params})
@@ -563,7 +581,7 @@ def _propagate(
             gi = gi()
         same = node if gi is g else gi  # what was passed on has the node's shape, which is quicker to ask for
         if same.shape != parent.shape:
-            gi = _unbroadcast(xp, gi, parent.shape, op)
+            gi = _unbroadcast(gi, parent.shape, op)
         if same.dtype is not parent.dtype and same.dtype != parent.dtype:
             gi = _cast_gradient(xp, gi, parent.dtype)
         if parent in summed:
@@ -581,7 +599,8 @@ def _collect_part(node: Node, g: Any, pending: dict[Node, Any]) -> None:
     whole = node.inputs[0]  # type: ignore[index]
     assert whole is not None
     parts = list(pending.get(whole, (None,) * node.op.count))
-    parts[node.op.index] = g
+    before = parts[node.op.index]
+    parts[node.op.index] = g if before is None else before + g
     pending[whole] = tuple(parts)
 
 
@@ -592,13 +611,13 @@ def _changed(op: Op, which: str, shape: tuple[int, ...]) -> GradientError:
     )
 
 
-def _unbroadcast(xp: Any, g: Any, shape: tuple[int, ...], op: Op) -> Any:
+def _unbroadcast(g: Any, shape: tuple[int, ...], op: Op) -> Any:
     """Sum a gradient over the axes along which its input was broadcast: the one place where broadcasting is undone."""
     extra = g.ndim - len(shape)
     axes = tuple(range(extra)) + tuple(i + extra for i, n in enumerate(shape) if n == 1 and g.shape[i + extra] != 1)
     if extra < 0 or any(n not in (1, g.shape[i + extra]) for i, n in enumerate(shape)):
         raise GradientError(f"the derivative of {op.name!r} has shape {tuple(g.shape)} for an input of shape {shape}")
-    return xp.reshape(xp.sum(g, axis=axes), shape)
+    return reshape(sum(g, axis=axes), shape=shape)
 
 
 def _cast_gradient(xp: Any, g: Any, dtype: np.dtype) -> Any:
@@ -607,23 +626,22 @@ def _cast_gradient(xp: Any, g: Any, dtype: np.dtype) -> Any:
     return xp.astype(g, dtype)
 
 
-def _accumulate(node: Node, g: Any, owned: set[int], create_graph: bool) -> None:
+def _accumulate(node: Node, g: Any, owned: set[int]) -> None:
     """Add a gradient to what `Tensor.grad` shows. A leaf's gradient is its own memory, so that it can be written to."""
-    if create_graph:
-        node.grad = g if node.grad is None else node.grad + g
-        return
-    if node.grad is not None:
-        node.grad = Tensor._wrap(node.grad.data + g)
-        return
-    node.grad = Tensor._wrap(_own(g, owned))
+    with _accumulating:
+        node.grad = _own(g, owned) if node.grad is None else node.grad + g
 
 
-def _own(g: Any, owned: set[int]) -> Any:
-    """`g`, or a copy where another gradient, the caller's array or a view shares its memory."""
-    g = backend_of_type(type(g)).array_from(g)
-    if g.base is not None or id(g) in owned:
-        g = g.copy()
-    owned.add(id(g))
+_accumulating = threading.Lock()  # several threads may differentiate with respect to the same leaf
+
+
+def _own(g: Any, owned: set[int]) -> Tensor:
+    """`g` as a Tensor; a copy where another gradient, the caller's array or a view shares its memory."""
+    if not isinstance(g, Tensor):
+        g = Tensor._wrap(backend_of_type(type(g)).array_from(g))
+    if g.data.base is not None or id(g.data) in owned:
+        g = copy(g)
+    owned.add(id(g.data))
     return g
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import weakref
 
@@ -415,3 +416,104 @@ def test_equal_indices() -> None:
     y[[0, 0]] = v
     (y * y).sum().backward()
     np.testing.assert_array_equal(v.grad.numpy(), [0.0, 4.0])  # the first was overwritten
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradients_have_memory_of_their_own(create_graph: bool) -> None:
+    for seed in (np.array([1.0, 1.0]), gn.asarray(np.array([1.0, 1.0]))):
+        a, b, c = leaf([1.0, 2.0]), leaf([1.0, 2.0]), leaf(3.0)
+        y = a + b + c
+        y.backward(seed, create_graph=create_graph)
+        (c * 1.0).backward(create_graph=create_graph)  # adds up a 0-d gradient
+        for t in (a, b, c):
+            with gn.no_grad():
+                t.grad += 5.0
+        assert a.grad.numpy().tolist() == b.grad.numpy().tolist() == [6.0, 6.0] and c.grad.item() == 8.0
+        assert np.asarray(seed).tolist() == [1.0, 1.0]
+        a, b = leaf([1.0]), leaf([1.0])
+        ga, gb = gn.grad((a + b).sum(), [a, b], create_graph=create_graph)
+        ga += 1.0
+        assert gb.item() == 1.0
+
+
+def test_grad_does_not_use_up_what_its_inputs_came_from() -> None:
+    x = leaf(3.0)
+    y = x * x
+    z = y * y
+    assert gn.grad(z, y).item() == 18.0
+    y.backward()
+    assert x.grad.item() == 6.0
+
+
+def test_float16_gradients_are_added_up_in_float32() -> None:
+    ones = gn.ones((5000, 2), dtype=gn.float16)
+    a, b, c = (gn.tensor(np.zeros(s, np.float16), requires_grad=True) for s in (2, 2, (5000, 2)))
+    y = gn.nn.functional.linear(ones, gn.ones((2, 2), dtype=gn.float16), b) + a + c
+    y.backward(ones)
+    assert a.grad.numpy().tolist() == b.grad.numpy().tolist() == [5000.0, 5000.0]
+
+
+@op
+def _both(xp, x):
+    return xp.exp(x), xp.sin(x)
+
+
+@_both.vjp
+def _(xp, g, y, x):
+    return (0.0 if g[0] is None else g[0] * y[0]) + (0.0 if g[1] is None else g[1] * xp.cos(x) + 0.0 * y[1])
+
+
+def test_several_outputs_that_the_derivative_needs() -> None:
+    check_gradients(lambda x: _both(x), [np.array([0.3, -0.2])])
+    x = leaf([1.0])
+    y, z = _both(x)
+    with gn.no_grad():
+        y += 1.0
+    with pytest.raises(GradientError, match="its output.*changed in place"):
+        z.sum().backward()
+
+
+def test_one_no_grad_in_several_threads() -> None:
+    inside, leave = threading.Event(), threading.Event()
+    seen = []
+
+    @gn.no_grad()
+    def f(depth: int) -> None:
+        if depth:
+            f(depth - 1)
+            seen.append(gn.is_grad_enabled())
+        else:
+            inside.set()
+            leave.wait(5)
+
+    thread = threading.Thread(target=f, args=(1,))
+    thread.start()
+    inside.wait(5)
+
+    worker = threading.Thread(target=f, args=(0,))  # enters after the other thread, and leaves at any time
+    worker.start()
+    worker.join(0.05)
+    leave.set()
+    thread.join()
+    worker.join()
+    assert seen == [False] and gn.is_grad_enabled()
+
+
+def test_threads_that_share_a_leaf_lose_no_gradient() -> None:
+    x = leaf(np.zeros(30_000))
+
+    def work() -> None:
+        for _ in range(200):
+            (x * 1.0).sum().backward()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    finally:
+        sys.setswitchinterval(before)
+    np.testing.assert_array_equal(x.grad.numpy(), np.full(30_000, 800.0))

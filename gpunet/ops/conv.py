@@ -18,6 +18,7 @@ from typing import Any
 from gpunet.backends import backend_of_type
 from gpunet.errors import ShapeError
 from gpunet.ops.op import op
+from gpunet.ops.reduce import sum
 
 Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
@@ -69,7 +70,7 @@ def _(xp, g, _y, x, weight, _bias, *, stride, padding, dilation, groups):
     return (
         lambda: conv_input_grad(g, weight, shape=x.shape, **how),
         lambda: conv_weight_grad(x, g, shape=weight.shape, **how),
-        lambda: xp.sum(g, axis=(0, *range(2, g.ndim))),
+        lambda: sum(g, axis=(0, *range(2, g.ndim))),
     )
 
 

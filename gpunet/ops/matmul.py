@@ -6,6 +6,7 @@ from typing import Any
 
 from gpunet.errors import ShapeError
 from gpunet.ops.op import op
+from gpunet.ops.reduce import sum
 from gpunet.ops.shape import expand_dims, matrix_transpose, moveaxis, permute_dims, reshape
 
 
@@ -86,7 +87,7 @@ def _(xp, g, _y, x, weight, _bias):
     return (
         lambda: matmul(g, weight),
         lambda: matmul(matrix_transpose(rows(g)), rows(x)),
-        lambda: xp.sum(rows(g), axis=0),
+        lambda: sum(rows(g), axis=0),
     )
 
 
