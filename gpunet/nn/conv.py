@@ -204,15 +204,21 @@ class _ConvTranspose(_Convolution):
         size = tuple((n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, s, p, d, k, o in geometry)
         if min(size) < 1:
             raise ShapeError(f"an input of shape {tuple(x.shape)} with padding {self.padding} leaves no output: {size}")
+        # Output padding takes back what padding cuts off at the end; what it adds beyond that no input reaches, except
+        # that as much as a stride leaves out is an ordinary part of Conv2d's input.
+        ends = [(p, max(0, p - o)) for p, o in zip(self.padding, self.output_padding)]
+        zeros = [max(0, o - p - s + 1) for o, p, s in zip(self.output_padding, self.padding, self.stride)]
         y = conv_input_grad(
             x,
             self.weight,
-            shape=(x.shape[0], self.out_channels, *size),
+            shape=(x.shape[0], self.out_channels, *(n - z for n, z in zip(size, zeros))),
             stride=self.stride,
-            padding=tuple((p, p) for p in self.padding),
+            padding=tuple(ends),
             dilation=self.dilation,
             groups=self.groups,
         )
+        if any(zeros):
+            y = pad(y, pad_width=((0, 0), (0, 0), *((0, z) for z in zeros)))
         return y if self.bias is None else y + self.bias.reshape((-1,) + (1,) * self.axes)
 
     def _options(self) -> dict[str, tuple[Any, Any]]:

@@ -39,6 +39,7 @@ CASES_TRANSPOSE_2D: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     ((3, 2, 3), {"stride": 2, "padding": 1, "output_padding": 1}),
     ((4, 6, (2, 3)), {"stride": (1, 2), "groups": 2, "bias": False, "dilation": 2}),
     ((2, 3, 2), {"stride": 3, "output_padding": (2, 0)}),
+    ((2, 3, 2), {"dilation": 3, "padding": (0, 1), "output_padding": 2}),
 ]
 CASES_TRANSPOSE_1D: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     ((3, 4, 3), {}),
@@ -123,6 +124,21 @@ def test_conv_transpose_is_the_transpose_of_conv(options: Any) -> None:
     g = gn.tensor(rng.standard_normal(y.shape))
     assert transpose(g).shape == x.shape
     assert (y * g).sum().item() == pytest.approx((x * transpose(g)).sum().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", [0, 1, 2, 3])
+@pytest.mark.parametrize("extra", [0, 1, 2])
+def test_padding_of_a_transposed_convolution_is_cut_off_and_output_padding_is_put_back(
+    stride: int, padding: int, extra: int
+) -> None:
+    layer = nn.ConvTranspose1d(2, 3, 3, stride, padding, extra, dilation=3, bias=False)
+    whole = nn.ConvTranspose1d(2, 3, 3, stride, dilation=3, bias=False)
+    whole.load_state_dict(layer.state_dict())
+    x = gn.tensor(image(2, 1).astype("float32"))
+    y, full = layer(x).detach().numpy(), whole(x).detach().numpy()
+    extended = np.pad(full, ((0, 0), (0, 0), (0, extra)))
+    np.testing.assert_allclose(y, extended[:, :, padding : full.shape[2] - padding + extra], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
