@@ -474,7 +474,8 @@ class OneCycleLR(LRScheduler):
             raise ValueError(f"OneCycleLR: step {step} of a cycle of total_steps={self.total_steps}")
         i = next((i for i, turn in enumerate(self._turns[1:-1], start=1) if step <= turn[0]), len(self._turns) - 1)
         before, after = self._turns[i - 1], self._turns[i]
-        return before, after, (step - before[0]) / (after[0] - before[0])
+        length = after[0] - before[0]
+        return before, after, (step - before[0]) / length if length else 1.0  # a phase of one step is at its end
 
     def _anneal(self, start: float, end: float, share: float) -> float:
         if self.anneal_strategy == "linear":

@@ -115,6 +115,14 @@ def test_closed_form(case: str) -> None:
         assert values[:2] == pytest.approx([lr * factor(t) for lr in base], rel=1e-9, abs=1e-14), t
 
 
+def test_one_cycle_that_begins_or_ends_at_the_top() -> None:
+    """PyTorch divides by zero here: 0.1 of 10 steps is a rise of one step, which has no length."""
+    begins = [lr for lr, *_ in run(ours.OneCycleLR(optimizer(), 1.0, total_steps=10, pct_start=0.1), 9)]
+    assert begins[0] == 1.0 and begins[-1] == pytest.approx(4e-6) and begins == sorted(begins, reverse=True)
+    ends = [lr for lr, *_ in run(ours.OneCycleLR(optimizer(), 1.0, total_steps=10, pct_start=1.0), 9)]
+    assert ends[0] == pytest.approx(0.04) and ends[-1] == pytest.approx(1.0) and ends == sorted(ends)
+
+
 @every_scheduler
 @pytest.mark.parametrize("kind", ["SGD", "Adam"])
 def test_against_torch(make: Make, kind: str) -> None:
