@@ -53,7 +53,7 @@ def network(pixels: int, classes: int, dropout: float) -> nn.Module:
 def few_samples(dataset: data.ImageDataset, count: int, wrong: float) -> data.TensorDataset:
     """`count` samples drawn at random; the share `wrong` of them gets another label."""
     images, labels = dataset.get_batch(gn.random.permutation(len(dataset)).numpy()[:count])
-    mistakes = int(wrong * len(labels))  # the order is random already, so the first ones will do
+    mistakes = round(wrong * len(labels))  # the order is random already, so the first ones will do
     classes = len(dataset.classes)
     labels[:mistakes] = (labels[:mistakes] + gn.random.randint(1, classes, (mistakes,)).numpy()) % classes
     shuffled = gn.random.permutation(len(labels)).numpy()
@@ -198,8 +198,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         )
     print(f"More than {1 - args.wrong:.0%} of the training labels can be right only by learning wrong ones by heart.")
     share = finals["nothing"]["test_accuracy"]
-    chance = 2 * math.sqrt(share * (1 - share) / len(test_data))
-    print(f"Test accuracies that differ by less than {chance:.3f}, two standard errors, may do so by chance.")
+    error = math.sqrt(share * (1 - share) / len(test_data))
+    print(f"With so many test images, a test accuracy is uncertain by about {2 * error:.3f}, two standard errors.")
 
     try:
         plot(histories, finals, args.wrong, args.plot)
