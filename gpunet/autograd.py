@@ -309,6 +309,8 @@ def write(target: Tensor, op: Op, other: Any, params: dict[str, Any]) -> None:
             other = other.data
         try:
             op.write(target._backend().xp, data, other, params)
+        except (ShapeError, DTypeError, DeviceError):
+            raise
         except (ValueError, TypeError, IndexError) as error:
             raise _explain(op, (target, other), params, error) from error
         mark_written([target])

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpunet import dtypes
 from gpunet.backends import Device, backend_of_type, get_backend, resolve
-from gpunet.errors import DTypeError
+from gpunet.errors import DTypeError, ShapeError
 from gpunet.ops.shape import broadcast_to, reshape, stack, transfer
 from gpunet.tensor import Tensor
 
@@ -49,6 +49,10 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | 
 
     Returns:
         A Tensor. Without a copy it shares memory with `obj`.
+
+    Raises:
+        DTypeError: `obj` holds something else than numbers.
+        ShapeError: nested sequences of different lengths.
     """
     if isinstance(obj, (list, tuple)) and any(isinstance(x, Tensor) for x in obj):
         obj = stack([asarray(x, device=device) for x in obj])
@@ -83,12 +87,17 @@ def _raw(obj: Any, dtype: Any) -> Any:
     except DTypeError:
         pass
     else:
+        if obj.dtype.kind not in "biufc":
+            raise DTypeError(f"asarray: cannot make an array of numbers from an array of {obj.dtype}")
         return backend.array_from(obj)
     if hasattr(obj, "__cuda_array_interface__"):
         return get_backend(Device("cuda")).xp.asarray(obj)
     if hasattr(obj, "__dlpack__") and not hasattr(obj, "__array__"):
         return np.from_dlpack(obj)
-    array = np.asarray(obj)
+    try:
+        array = np.asarray(obj)
+    except ValueError as error:
+        raise ShapeError(f"asarray: the nested sequences do not all have the same lengths: {error}") from None
     if array.dtype.kind not in "biufc":
         raise DTypeError(f"asarray: cannot make an array of numbers from {type(obj).__name__} ({array.dtype})")
     if dtype is None and not hasattr(obj, "__array__") and array.dtype == np.float64:

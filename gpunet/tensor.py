@@ -11,7 +11,7 @@ import numpy as np
 from gpunet import dtypes
 from gpunet.backends import Backend, Device, backend_of_type
 from gpunet.backends import resolve as resolve_device
-from gpunet.errors import DTypeError, GradientError
+from gpunet.errors import DTypeError, GradientError, ShapeError
 from gpunet.ops import elementwise as ew
 from gpunet.ops import index, linalg, matmul, reduce, shape
 from gpunet.ops.op import Op, Traced
@@ -535,7 +535,10 @@ class Tensor(Traced):
     def swapaxes(self, axis1: int, axis2: int) -> Tensor:
         """With two axes exchanged."""
         order = list(range(self.ndim))
-        order[axis1], order[axis2] = order[axis2], order[axis1]
+        try:
+            order[axis1], order[axis2] = order[axis2], order[axis1]
+        except IndexError:
+            raise ShapeError(f"swapaxes: no axes {axis1} and {axis2} in an array of shape {self.shape}") from None
         return shape.permute_dims(self, axes=tuple(order))
 
     def squeeze(self, axis: Any = None) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gpunet as gn
-from gpunet.errors import DeviceError, DTypeError
+from gpunet.errors import DeviceError, DTypeError, ShapeError
 
 
 def test_dtypes_of_python_data() -> None:
@@ -136,3 +136,19 @@ def test_import_is_light() -> None:
     heavy = "{'cupy', 'torch', 'matplotlib', 'safetensors', 'scipy', 'tensorboardX', 'multiprocessing.pool', 'tqdm'}"
     code = f"import sys, gpunet; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_subclasses_of_numpys_array_are_plain_arrays(tmp_path) -> None:
+    np.ones(4, np.float32).tofile(tmp_path / "ones")
+    mapped = np.memmap(tmp_path / "ones", np.float32, "r+")
+    x = gn.asarray(mapped)
+    assert (x + gn.ones(4)).numpy().tolist() == [2.0] * 4 and np.shares_memory(x.data, mapped)
+    assert type(gn.asarray(np.ma.array([1.0])).data) is np.ndarray
+
+
+def test_arrays_of_no_numbers_are_refused() -> None:
+    for array in (np.array(["a"]), np.array([None])):
+        with pytest.raises(DTypeError, match="asarray: cannot make an array of numbers from an array of"):
+            gn.asarray(array)
+    with pytest.raises(ShapeError, match="asarray: the nested sequences do not all have the same lengths"):
+        gn.asarray([[1], [1, 2]])

@@ -259,3 +259,12 @@ def test_reshape_can_copy() -> None:
 
 def test_empty_list_as_an_index() -> None:
     assert gn.ones((3, 2))[[]].shape == (0, 2)
+
+
+def test_in_place_division_of_integers_is_refused() -> None:
+    x = gn.arange(4)
+    with pytest.raises(DTypeError, match="divide: cannot write a result of float32 to an array of int64"):
+        x /= 2
+    with pytest.raises(DTypeError, match="pow: cannot write a result of float64 to an array of int64"):
+        x **= 0.5
+    assert x.tolist() == [0, 1, 2, 3]

@@ -30,6 +30,9 @@ class NumpyBackend(Backend):
     def owns(self, kind: type) -> bool:
         return issubclass(kind, (np.ndarray, np.generic))
 
+    def array_from(self, value: Any) -> np.ndarray:
+        return value if type(value) is np.ndarray else np.asarray(value)  # of a memmap or a matrix, a plain view
+
     def device_of(self, array: Any) -> Device:
         return _CPU
 

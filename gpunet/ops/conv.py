@@ -49,6 +49,8 @@ def conv(xp, x, weight, bias=None, *, stride, padding, dilation, groups=1):
     """
     out = _check(x.shape, weight.shape, stride, padding, dilation, groups)
     outputs = weight.shape[0]
+    if bias is not None and bias.shape != (outputs,):
+        raise ShapeError(f"conv: expected a bias of shape {(outputs,)}, got {tuple(bias.shape)}")
     y = xp.empty((x.shape[0], *out, outputs), dtype=xp.result_type(x, weight))
     matrices = _weight_matrices(xp, weight, groups)
     for images in _blocks(x, weight.shape, out):

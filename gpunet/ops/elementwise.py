@@ -100,8 +100,10 @@ def _share(a: Any, b: Any) -> Any:
 
 @op
 def divide(xp, a, b):
-    """a / b, element by element; of integers, in the default floating-point type."""
-    a, b = (xp.astype(v, default_dtype()) if getattr(v, "dtype", _FLOAT).kind in "iub" else v for v in (a, b))
+    """a / b, element by element. Integers become the floating-point type of the other, or the default one."""
+    types = [v.dtype for v in (a, b) if hasattr(v, "dtype")]
+    floating = next((t for t in types if t.kind not in "iub"), default_dtype())
+    a, b = (xp.astype(v, floating) if getattr(v, "dtype", floating).kind in "iub" else v for v in (a, b))
     return xp.divide(a, b)
 
 
@@ -131,12 +133,6 @@ def _(xp, g, y, a, b):
 
     return base, exponent
 
-
-class _Float:
-    kind = "f"
-
-
-_FLOAT = _Float()  # stands for the dtype of a Python number
 
 negative = _unary("negative", "-x", lambda xp, g, _y, _x: -g)
 positive = _unary("positive", "x", lambda xp, g, _y, _x: g)
@@ -203,9 +199,12 @@ bitwise_invert = _unary("bitwise_invert", "~x, bit by bit")
 
 @op
 def where(xp, condition, a, b):
-    """a where `condition` (boolean) is true, else b; the three broadcast against each other."""
+    """a where `condition` (boolean) is true, else b; the three broadcast against each other.
+
+    Of integers and a Python float, the result is of the default floating-point type.
+    """
     y = xp.where(condition, a, b)
-    if isinstance(a, (int, float)) and isinstance(b, (int, float)) and y.dtype.kind == "f":
+    if y.dtype.kind == "f" and not any(v.dtype.kind == "f" for v in (a, b) if hasattr(v, "dtype")):
         y = xp.astype(y, default_dtype())
     return y
 
@@ -215,7 +214,7 @@ def _(xp, g, _y, condition, _a, _b):
     return None, (lambda: xp.where(condition, g, 0.0)), (lambda: xp.where(condition, 0.0, g))
 
 
-@op
+@op(promotes=True)
 def clip(xp, x, min=None, max=None):
     """x limited to the interval from `min` to `max` (numbers or arrays that broadcast with x; None: no limit)."""
     return xp.clip(x, min, max)

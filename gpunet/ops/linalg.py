@@ -6,7 +6,7 @@ from typing import Any
 
 from gpunet.ops.op import op
 from gpunet.ops.reduce import sum
-from gpunet.ops.shape import expand_dims, reshape
+from gpunet.ops.shape import axes_of, expand_dims, reshape
 
 
 @op(view=True)
@@ -46,7 +46,13 @@ def outer(a: Any, b: Any, /) -> Any:
 
 @op
 def vector_norm(xp, x, *, axis=None, keepdims=False, ord=2):
-    """The norm of order `ord` (a number, inf, -inf) of vectors along the given axes, or of all elements."""
+    """The norm of order `ord` (a number, inf, -inf) of vectors along the given axes, or of all elements.
+
+    Of float16 it is computed in float32: squares overflow float16 from 256 on.
+    """
+    if x.dtype == "float16":
+        y = vector_norm(xp.astype(x, "float32"), axis=axis, keepdims=keepdims, ord=ord)
+        return xp.astype(xp.asarray(y), x.dtype)
     if ord == 2:
         return xp.sqrt(xp.sum(x * x, axis=axis, keepdims=keepdims))
     if ord in (float("inf"), float("-inf")):
@@ -61,8 +67,8 @@ def vector_norm(xp, x, *, axis=None, keepdims=False, ord=2):
 @vector_norm.vjp
 def _(xp, g, y, x, *, axis, keepdims, ord):
     if not keepdims and x.ndim:
-        axes = range(x.ndim) if axis is None else [a % x.ndim for a in ([axis] if isinstance(axis, int) else axis)]
-        g, y = expand_dims(g, axis=tuple(axes)), expand_dims(y, axis=tuple(axes))
+        axes = axes_of(axis, x.ndim)
+        g, y = expand_dims(g, axis=axes), expand_dims(y, axis=axes)
     if ord in (float("inf"), float("-inf")):
         hits = (xp.abs(x) == y) * 1.0
         return g * xp.sign(x) * hits / xp.sum(hits, axis=axis, keepdims=True)

@@ -62,13 +62,15 @@ def linear(xp, x, weight, bias=None):
         (..., out_features).
 
     Raises:
-        ShapeError: x does not have in_features columns.
+        ShapeError: x does not have in_features columns, or the bias is not of shape (out_features,).
     """
     if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
         raise ShapeError(
             f"linear: a weight of shape {tuple(weight.shape)} takes an input of shape (..., {weight.shape[-1]}), "
             f"got {tuple(x.shape)}"
         )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ShapeError(f"linear: expected a bias of shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
     rows = x if x.ndim <= 2 else xp.reshape(x, (-1, x.shape[-1]))  # one product of matrices, not a batch of small ones
     y = xp.matmul(rows, weight.T)
     if bias is not None:

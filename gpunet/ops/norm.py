@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 from gpunet.dtypes import float32
-from gpunet.errors import ShapeError
+from gpunet.errors import DTypeError, ShapeError
 from gpunet.ops.op import Traced, op
 
 
@@ -44,7 +44,12 @@ def normalize(xp, x, weight=None, bias=None, *, axes, eps, statistics=None):
         axes: the axes that the statistics are taken over.
         eps: added to the variance.
         statistics: (mean, variance) as `moments(x, axes=axes)` gives them, if they are known already.
+
+    Raises:
+        DTypeError: x is not floating-point.
     """
+    if x.dtype.kind != "f":
+        raise DTypeError(f"normalize: expected a floating-point input, got {x.dtype}")
     wide = _wide(xp, x)
     mean, variance = statistics or _moments(xp, wide, axes)
     y = wide - mean

@@ -26,6 +26,8 @@ from contextlib import contextmanager
 from functools import partial, update_wrapper
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gpunet.backends import Backend, backend_of_type
 from gpunet.errors import DeviceError, DTypeError
 
@@ -170,7 +172,10 @@ class Op:
         if self.direct:
             getattr(xp, self.name)(target, other, out=target)
         else:
-            target[...] = self.run((target, other), params)
+            result = self.run((target, other), params)
+            if not np.can_cast(result.dtype, target.dtype, "same_kind"):  # which `out=` checks too
+                raise DTypeError(f"{self.name}: cannot write a result of {result.dtype} to an array of {target.dtype}")
+            target[...] = result
 
     def _implement(self, backend: Backend) -> Callable[..., Any]:
         reference = getattr(backend.xp, self.name) if self.direct else partial(self.reference, backend.xp)

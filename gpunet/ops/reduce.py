@@ -5,31 +5,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from gpunet.dtypes import default_dtype
 from gpunet.errors import GradientError, ShapeError
 from gpunet.ops.op import op
-from gpunet.ops.shape import broadcast_to, expand_dims, flip
-
-
-def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
-    """`axis` as a tuple of non-negative ints."""
-    if axis is None:
-        return tuple(range(ndim))
-    return tuple(a % ndim for a in ((axis,) if isinstance(axis, int) else axis))
+from gpunet.ops.shape import axes_of, broadcast_to, expand_dims, flip
 
 
 def _expand(y: Any, x: Any, axis: Any, keepdims: bool) -> Any:
     """`y`, a reduction of `x`, with the reduced axes put back with length one."""
     if keepdims or not x.ndim:
         return y
-    return expand_dims(y, axis=_axes(axis, x.ndim))
+    return expand_dims(y, axis=axes_of(axis, x.ndim))
 
 
 def _length(x: Any, axis: Any) -> int:
     n = 1
-    for a in _axes(axis, x.ndim):
+    for a in axes_of(axis, x.ndim):
         n *= x.shape[a]
     return n
 
@@ -67,27 +61,43 @@ def _(xp, g, _y, _x, *, axis, keepdims):
 
 @op
 def var(xp, x, *, axis=None, correction=0.0, keepdims=False):
-    """The variance: the squared distances from the mean, added up and divided by n - correction."""
-    return xp.var(x, axis=axis, correction=correction, keepdims=keepdims)
+    """The variance: the squared distances from the mean, added up and divided by n - correction.
+
+    Of integers, in the default floating-point type; of float16, computed in float32.
+    """
+    return _statistic(xp, xp.var, x, axis=axis, correction=correction, keepdims=keepdims)
 
 
 @var.vjp
 def _(xp, g, _y, x, *, axis, correction, keepdims):
     centred = x - mean(x, axis=axis, keepdims=True)
-    return _expand(g, x, axis, keepdims) * centred * (2.0 / (_length(x, axis) - correction))
+    return _expand(g, x, axis, keepdims) * centred * (2.0 * _one_over(_length(x, axis) - correction))
 
 
 @op
 def std(xp, x, *, axis=None, correction=0.0, keepdims=False):
     """The standard deviation: the square root of the variance."""
-    return xp.std(x, axis=axis, correction=correction, keepdims=keepdims)
+    return _statistic(xp, xp.std, x, axis=axis, correction=correction, keepdims=keepdims)
 
 
 @std.vjp
 def _(xp, g, y, x, *, axis, correction, keepdims):
     centred = x - mean(x, axis=axis, keepdims=True)
     scale = _expand(g, x, axis, keepdims) / _expand(y, x, axis, keepdims)
-    return scale * centred * (1.0 / (_length(x, axis) - correction))
+    return scale * centred * _one_over(_length(x, axis) - correction)
+
+
+def _statistic(xp: Any, function: Any, x: Any, **options: Any) -> Any:
+    if x.dtype.kind in "iub":
+        return function(xp.astype(x, default_dtype()), **options)
+    if x.dtype == "float16":  # squares overflow it from 256 on
+        return xp.astype(xp.asarray(function(xp.astype(x, "float32"), **options)), x.dtype)
+    return function(x, **options)
+
+
+def _one_over(degrees: float) -> float:
+    """1 / degrees of freedom; NaN, as the variance is, where there are none."""
+    return 1.0 / degrees if degrees > 0 else math.nan
 
 
 def _extreme_vjp(xp: Any, g: Any, y: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
@@ -126,7 +136,7 @@ def _(xp, g, y, x, *, axis, dtype, keepdims):
     if not bool(xp.any(x == 0)):
         return g * y / x
     # With zeros, dividing y by x loses what the others multiply to: form each product of the others.
-    axes = _axes(axis, x.ndim)
+    axes = axes_of(axis, x.ndim)
     rest = [a for a in range(x.ndim) if a not in axes]
     rows = xp.permute_dims(x, axes=tuple(rest) + axes)
     kept = rows.shape[: len(rest)]

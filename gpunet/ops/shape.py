@@ -10,6 +10,13 @@ from gpunet.errors import ShapeError
 from gpunet.ops.op import op
 
 
+def axes_of(axis: Any, ndim: int) -> tuple[int, ...]:
+    """`axis`, an int, a tuple of ints or None for all, as a tuple of non-negative ints."""
+    if axis is None:
+        return tuple(range(ndim))
+    return tuple(a % ndim for a in ((axis,) if hasattr(axis, "__index__") else axis))
+
+
 @op(view=True)
 def reshape(xp, x, *, shape, copy=None):
     """The elements, in C order, in another shape; one entry of `shape` may be -1, to be worked out.
@@ -72,10 +79,10 @@ def _(xp, g, _y, _x, *, source, destination):
 @op(view=True)
 def expand_dims(xp, x, *, axis=0):
     """With axes of length one inserted, so that they are at position(s) `axis` of the result."""
-    if isinstance(axis, int):
+    if hasattr(axis, "__index__"):
         return xp.expand_dims(x, axis=axis)
     ndim = x.ndim + len(axis)
-    places = {a % ndim for a in axis}
+    places = set(axes_of(axis, ndim))
     lengths = iter(x.shape)
     return xp.reshape(x, tuple(1 if i in places else next(lengths) for i in range(ndim)))
 
@@ -88,7 +95,7 @@ def _(xp, g, _y, _x, *, axis):
 @op(view=True)
 def squeeze(xp, x, *, axis):
     """Without the axes `axis`, each of length one."""
-    for a in (axis,) if isinstance(axis, int) else axis:
+    for a in axes_of(axis, x.ndim):
         if x.shape[a] != 1:
             raise ShapeError(f"squeeze: axis {a} of shape {x.shape} is not of length one")
     return xp.squeeze(x, axis=axis)
@@ -158,8 +165,20 @@ def _several(name: str, arrays: Any) -> list[Any]:
 
 def unstack(x: Any, /, *, axis: int = 0) -> tuple[Any, ...]:
     """The slices of x along an axis, as a tuple."""
-    before = (slice(None),) * (axis % x.ndim)
+    axis = _axis("unstack", axis, x.ndim)
+    before = (slice(None),) * axis
     return tuple(x[(*before, i)] for i in range(x.shape[axis]))
+
+
+def _axis(name: str, axis: int, ndim: int) -> int:
+    """A non-negative axis.
+
+    Raises:
+        ShapeError: there is no such axis.
+    """
+    if not -ndim <= axis < ndim:
+        raise ShapeError(f"{name}: there is no axis {axis} in an array of {ndim} axes")
+    return axis % ndim
 
 
 def split(x: Any, /, indices_or_sections: Any, axis: int = 0) -> tuple[Any, ...]:
@@ -168,15 +187,16 @@ def split(x: Any, /, indices_or_sections: Any, axis: int = 0) -> tuple[Any, ...]
     Raises:
         ShapeError: the axis does not divide into that many sections.
     """
+    axis = _axis("split", axis, x.ndim)
     n = x.shape[axis]
     if isinstance(indices_or_sections, int):
-        if n % indices_or_sections:
+        if indices_or_sections < 1 or n % indices_or_sections:
             raise ShapeError(f"split: an axis of length {n} does not divide into {indices_or_sections} equal sections")
         step = n // indices_or_sections
         cuts = list(range(0, n + 1, step)) if step else [0] * (indices_or_sections + 1)
     else:
         cuts = [0, *indices_or_sections, n]
-    before = (slice(None),) * (axis % x.ndim)
+    before = (slice(None),) * axis
     return tuple(x[(*before, slice(a, b))] for a, b in pairwise(cuts))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpunet.ops.op import op
-from gpunet.ops.shape import expand_dims
+from gpunet.ops.shape import axes_of, expand_dims
 
 
 @op
@@ -56,10 +56,6 @@ def logsumexp(xp, x, *, axis=None, keepdims=False):
 @logsumexp.vjp
 def _(xp, g, y, x, *, axis, keepdims):
     if not keepdims and x.ndim:
-        axes = tuple(range(x.ndim)) if axis is None else axis
-        g, y = expand_dims(g, axis=_positive(axes, x.ndim)), expand_dims(y, axis=_positive(axes, x.ndim))
+        axes = axes_of(axis, x.ndim)
+        g, y = expand_dims(g, axis=axes), expand_dims(y, axis=axes)
     return g * xp.exp(x - y)
-
-
-def _positive(axes: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    return tuple(a % ndim for a in ((axes,) if isinstance(axes, int) else axes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import gpunet as gn
 from gpunet import linalg, special
 from gpunet.errors import DTypeError, GradientError, ShapeError
-from gpunet.ops import elementwise, index, norm, softmax
+from gpunet.ops import elementwise, index, matmul, norm, softmax
 
 rng = np.random.default_rng(0)
 X = rng.uniform(-2, 2, (3, 4))
@@ -208,6 +209,20 @@ def test_errors() -> None:
             DTypeError,
             "indices must be an array of integers, got float32",
         ),
+        (lambda: gn.split(x, 0), ShapeError, "does not divide into 0 equal sections"),
+        (lambda: gn.split(x, 1, axis=4), ShapeError, "split: there is no axis 4 in an array of 2 axes"),
+        (lambda: gn.unstack(x, axis=-3), ShapeError, "unstack: there is no axis -3 in an array of 2 axes"),
+        (lambda: x.swapaxes(0, 4), ShapeError, "swapaxes: no axes 0 and 4 in an array of shape"),
+        (
+            lambda: norm.layer_norm(gn.arange(3), (3,), None, None, eps=0.0),
+            DTypeError,
+            "floating-point input, got int64",
+        ),
+        (
+            lambda: matmul.linear(x, gn.ones((4, 3)), x),
+            ShapeError,
+            r"linear: expected a bias of shape \(4,\), got \(2, 3\)",
+        ),
         (lambda: gn.take(x, [0], axis=0), DTypeError, "take: indices must be an array of integers, got list"),
         (lambda: gn.take_along_axis(x, [0], axis=0), DTypeError, "take_along_axis: indices .* got list"),
         (lambda: gn.take(x, gn.asarray([7]), axis=0), IndexError, "take: .*out of bounds"),
@@ -235,3 +250,33 @@ def test_dtype_functions() -> None:
         and gn.isdtype(gn.int8, gn.int8)
     )
     assert gn.finfo(x).bits == 16 and gn.iinfo(gn.int8).max == 127
+
+
+def test_types_of_results() -> None:
+    n = gn.arange(4)
+    assert n.var().dtype == n.std().dtype == gn.where(n > 1, n, 0.5).dtype == gn.clip(n, 0.5).dtype == gn.float32
+    big = gn.asarray(np.array([2**24 + 1]))
+    assert (big / gn.ones(1, dtype=gn.float64)).item() == 2**24 + 1  # not by way of float32
+    assert (n / gn.ones(4, dtype=gn.float16)).dtype == gn.float16
+
+
+def test_float16_squares_do_not_overflow() -> None:
+    x = gn.asarray(np.array([300.0, 400.0], np.float16))
+    assert linalg.vector_norm(x).item() == 500.0 and x.var().item() == 2500.0 and x.std().dtype == gn.float16
+
+
+def test_axes_may_be_numpys_integers() -> None:
+    x = gn.tensor(np.eye(2), requires_grad=True)
+    one = np.int64(1)
+    (
+        x.sum(axis=one) + gn.special.logsumexp(x, axis=one) + gn.squeeze(gn.expand_dims(x, axis=one), axis=one)
+    ).sum().backward()
+    assert x.grad.shape == (2, 2)
+
+
+def test_variance_without_degrees_of_freedom_has_no_derivative() -> None:
+    x = gn.tensor([1.0], requires_grad=True)
+    with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        x.var(correction=1).backward()
+    assert math.isnan(x.grad.item())
