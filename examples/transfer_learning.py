@@ -13,8 +13,8 @@ Which samples are drawn matters when they are few: 2 and 3 are repeated with sev
 What can be transferred? Something that the new classes need as well and that a few samples do not show. Here each image
 stands at a random place in a wider frame: many images teach features that cope with that, whatever the classes. Try
 --shift 0: five of the centred 8 x 8 digits show all that is needed, and training from scratch wins a little; on
-Fashion-MNIST, with many more images to learn from first, transfer wins all the same. With --shots 20, nothing is left of
-its advantage.
+Fashion-MNIST, with many more images to learn from first, transfer wins all the same. With --shots 20, nothing is left
+of its advantage.
 """
 
 from __future__ import annotations
