@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpunet import autograd
+from gpunet.dtypes import is_floating
 from gpunet.errors import GradientError
 from gpunet.ops.op import Op
 from gpunet.tensor import Tensor
@@ -15,6 +16,7 @@ class Context:
 
     def __init__(self) -> None:
         self._saved: list[Any] = []
+        self._output: Any = None  # while `backward` runs; a reference for longer would be a cycle
         self._made = 0
         self.needs_input_grad: tuple[bool, ...] = ()
 
@@ -32,7 +34,10 @@ class Context:
         for t in self._saved:
             if isinstance(t, Tensor) and t._memory is not None and t._memory.written > self._made:
                 raise GradientError(f"a saved tensor, of shape {t.shape}, was changed in place after it was saved")
-        return tuple(self._saved)
+        return tuple(self._output if t is _OUTPUT else t for t in self._saved)
+
+
+_OUTPUT = object()  # stands for the result of `forward` among what is saved
 
 
 class Function:
@@ -78,13 +83,17 @@ class Function:
             y = cls.forward(ctx, *args, **kwargs)
         if not isinstance(y, Tensor):
             raise TypeError(f"{cls.__name__}.forward must return a Tensor, got {type(y).__name__}")
-        if not any(ctx.needs_input_grad) or not autograd.is_grad_enabled():
+        if not any(ctx.needs_input_grad) or not autograd.is_grad_enabled() or not is_floating(y.dtype):
             return y
         places = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
 
-        def derivative(xp: Any, g: Any, _y: Any, *_inputs: Any) -> Any:
+        def derivative(xp: Any, g: Any, y: Any, *_inputs: Any) -> Any:
             recorded = isinstance(g, Tensor)
-            found = cls.backward(ctx, g if recorded else Tensor._wrap(g))
+            ctx._output = y if recorded else Tensor._wrap(y)
+            try:
+                found = cls.backward(ctx, g if recorded else Tensor._wrap(g))
+            finally:
+                ctx._output = None
             found = found if isinstance(found, tuple) else (found,)
             if len(found) != len(args):
                 raise GradientError(
@@ -105,10 +114,14 @@ class Function:
         same = any(y is a for a in args)
         out = Tensor._wrap(y.data.copy() if same else y.data)
         nodes = [args[i]._node for i in places]
-        out._node = autograd.Node(declared, out.shape, out.dtype, nodes)
-        out._node.params, out._node.saved, out._node.output = {}, nodes, None
-        ctx._saved = [out if s is y else s for s in ctx._saved]
-        ctx._made = out._node.made
+        out._node = node = autograd.Node(declared, out.shape, out.dtype, nodes)
+        node.params, node.saved = {}, nodes
+        if not same and y._memory is not None:  # a view of an argument, or of something else
+            out._memory = node.memory = y._memory
+        if any(s is y for s in ctx._saved) and not same:
+            node.output = out.data
+            ctx._saved = [_OUTPUT if s is y else s for s in ctx._saved]
+        ctx._made = node.made
         return out
 
 

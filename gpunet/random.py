@@ -6,6 +6,7 @@ draw from `generator()`, so one seed fixes a whole training run. The method is i
 
 from __future__ import annotations
 
+import operator
 import secrets
 import threading
 from collections.abc import Iterator
@@ -39,9 +40,9 @@ class Generator:
     """
 
     def __init__(self, seed: int = 0, offset: int = 0, stream: tuple[int, int, int] = (0, 0, 0)) -> None:
-        if not isinstance(seed, int) or not 0 <= seed < 2**64:
+        if not hasattr(seed, "__index__") or not 0 <= operator.index(seed) < 2**64:
             raise ValueError(f"seed: expected an int from 0 to 2**64 - 1, got {seed!r}")
-        self.seed = seed
+        self.seed = operator.index(seed)
         self.offset = offset
         self.stream = stream
         self._lock = threading.Lock()
@@ -67,6 +68,8 @@ class Generator:
         u = draw.host_uniform(self.key(shape, "float64" if dtype == "float64" else "float32"), shape, dtype)
         if (low, high) != (0.0, 1.0):
             u = u * dtype.type(high - low) + dtype.type(low)
+            if low < high:  # rounding may have reached it
+                u = np.minimum(u, np.nextafter(dtype.type(high), dtype.type(low)))
         return Tensor._wrap(draw.place(u, dtype, get_device(device)))
 
     def normal(
@@ -83,22 +86,31 @@ class Generator:
         """Integers from `low` up to but not including `high`; with one bound, from 0 up to it. int64 unless `dtype`.
 
         Raises:
-            ValueError: there are no integers in between.
+            TypeError: a bound is no int.
+            ValueError: there are no integers in between, more than 2**53, or some that `dtype` cannot hold.
         """
-        if high is None:
-            low, high = 0, low
-        if high <= low:
-            raise ValueError(f"randint: there is no integer from {low} up to but not including {high}")
+        low, high = (0, operator.index(low)) if high is None else (operator.index(low), operator.index(high))
+        if not low < high <= low + 2**53:
+            raise ValueError(f"randint: expected 1 to 2**53 integers from {low} up to but not including {high}")
+        dtype = dtypes.int64 if dtype is None else np.dtype(dtype)
+        if dtype.kind in "iu" and not np.iinfo(dtype).min <= low < high <= np.iinfo(dtype).max + 1:
+            raise ValueError(f"randint: {dtype} cannot hold the integers from {low} up to but not including {high}")
         shape = _shape(shape)
         numbers = draw.host_integers(self.key(shape), shape, low, high)
-        return Tensor._wrap(draw.place(numbers, dtype or dtypes.int64, get_device(device)))
+        return Tensor._wrap(draw.place(numbers, dtype, get_device(device)))
 
     def permutation(self, n: int, device: Any = None) -> Tensor:
         """The integers from 0 to n - 1 in random order, int64 of shape (n,)."""
         return Tensor._wrap(draw.place(draw.host_permutation(self.key((n,)), n), dtypes.int64, get_device(device)))
 
     def bernoulli(self, p: float, shape: Any = (), device: Any = None) -> Tensor:
-        """Booleans that are true with probability p."""
+        """Booleans that are true with probability p.
+
+        Raises:
+            ValueError: p is not in [0, 1].
+        """
+        if not 0.0 <= p <= 1.0:
+            raise ValueError(f"bernoulli: expected a probability from 0 to 1, got {p}")
         shape = _shape(shape)
         u = draw.host_uniform(self.key(shape, "float32"), shape, "float32")
         return Tensor._wrap(draw.place(u < p, dtypes.bool, get_device(device)))
@@ -111,6 +123,9 @@ class Generator:
         """Go to where `state_dict` was taken."""
         a, b, c = state.get("stream", (0, 0, 0))
         self.seed, self.offset, self.stream = int(state["seed"]), int(state["offset"]), (int(a), int(b), int(c))
+
+    def __reduce__(self) -> Any:
+        return Generator, (self.seed, self.offset, self.stream)  # to copy and pickle: all but the lock
 
     def __repr__(self) -> str:
         return f"Generator(seed={self.seed}, offset={self.offset}, stream={self.stream})"
@@ -190,7 +205,7 @@ def bernoulli(p: float, shape: Any = (), device: Any = None) -> Tensor:
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
-    return (shape,) if isinstance(shape, int) else tuple(shape)
+    return (operator.index(shape),) if hasattr(shape, "__index__") else tuple(shape)
 
 
 def _floating(dtype: Any) -> Any:

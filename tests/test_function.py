@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -96,3 +99,44 @@ def test_errors() -> None:
 
     with pytest.raises(TypeError, match=r"Numbers.forward must return a Tensor, got float"):
         Numbers.apply(x)
+
+
+def test_a_function_that_saves_its_result_is_freed_without_the_garbage_collector() -> None:
+    gc.disable()
+    try:
+        x = gn.tensor([1.0], requires_grad=True)
+        y = Exponential.apply(x, 1.0)
+        alive = weakref.ref(y)
+        y.backward()
+        del y
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_a_result_that_shares_memory_with_an_argument_is_known_to() -> None:
+    class Transpose(gn.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.T
+
+        @staticmethod
+        def backward(ctx, g):
+            return g.T
+
+    x = gn.tensor(np.ones((2, 2)), requires_grad=True)
+    z = x * x
+    y = Transpose.apply(x)
+    with gn.no_grad():
+        y += 1.0
+    with pytest.raises(GradientError, match="changed in place"):
+        z.sum().backward()
+
+
+def test_a_result_of_integers_is_not_recorded() -> None:
+    class Rounded(gn.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.astype(gn.int64)
+
+    assert not Rounded.apply(gn.tensor([1.0], requires_grad=True)).requires_grad

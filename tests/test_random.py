@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 
 import numpy as np
@@ -124,7 +126,7 @@ def test_errors() -> None:
     for bad in (-1, 2**64, 1.5, "x"):
         with pytest.raises(ValueError, match=r"seed: expected an int from 0 to 2\*\*64 - 1"):
             gn.manual_seed(bad)
-    with pytest.raises(ValueError, match="no integer from 3"):
+    with pytest.raises(ValueError, match=r"1 to 2\*\*53 integers from 3"):
         gn.random.randint(3, 3)
     with pytest.raises(DTypeError, match="expected a floating-point dtype, got int64"):
         gn.random.uniform(3, dtype=gn.int64)
@@ -132,3 +134,28 @@ def test_errors() -> None:
         derive(0, 1, 2, 3, 4)
     with pytest.raises(ValueError, match="derive"):
         derive(0, -1)
+
+
+def test_uniform_never_reaches_its_upper_bound() -> None:
+    x = gn.random.Generator(0).uniform((100_000,), 1.0, 2.0, dtype=gn.float16)
+    assert x.max().item() < 2.0 and x.min().item() >= 1.0
+
+
+def test_bounds_that_make_no_sense() -> None:
+    for call, kind, text in [
+        (lambda: gn.random.randint(0, 300, (3,), dtype=gn.uint8), ValueError, "uint8 cannot hold the integers from 0"),
+        (lambda: gn.random.randint(0, 2**60), ValueError, r"1 to 2\*\*53 integers"),
+        (lambda: gn.random.randint(0, 2.5), TypeError, "integer"),
+        (lambda: gn.random.bernoulli(1.5), ValueError, "bernoulli: expected a probability from 0 to 1, got 1.5"),
+        (lambda: gn.random.bernoulli(float("nan")), ValueError, "got nan"),
+    ]:
+        with pytest.raises(kind, match=text):
+            call()
+    assert gn.random.randint(0, 256, (1000,), dtype=gn.uint8).max().item() > 200
+
+
+def test_generators_can_be_copied_and_pickled() -> None:
+    g = gn.random.derive(np.int64(3), 1, 2)
+    g.uniform(np.int64(5))
+    for twin in (copy.deepcopy(g), pickle.loads(pickle.dumps(g))):
+        assert twin.state_dict() == g.state_dict() and twin.uniform().item() == copy.copy(g).uniform().item()

@@ -10,6 +10,7 @@ is no pool.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -42,6 +43,8 @@ class Pool:
     def __init__(self, size: int) -> None:
         self.size = size
         self._tasks: SimpleQueue[Any] = SimpleQueue()
+        self._closing = threading.Lock()
+        self._closed = False
         for _ in range(size - 1):
             threading.Thread(target=self._work, daemon=True, name="gpunet").start()
 
@@ -57,13 +60,17 @@ class Pool:
 
     def run(self, parts: Sequence[Callable[[], Any]]) -> None:
         """Call every one of `parts`, and return when all are done. What one raises is raised here."""
-        if self.size == 1 or _in_worker.value:  # a part that has parts itself must not wait for a free thread
+        done: SimpleQueue[BaseException | None] = SimpleQueue()
+        with self._closing:
+            # A part that has parts itself must not wait for a free thread, nor anyone for threads that have ended:
+            # those of a pool that another thread closed, or all of them when the interpreter exits.
+            alone = self.size == 1 or _in_worker.value or self._closed or sys.is_finalizing()
+            for part in () if alone else parts[1:]:
+                self._tasks.put((part, done))
+        if alone:
             for part in parts:
                 part()
             return
-        done: SimpleQueue[BaseException | None] = SimpleQueue()
-        for part in parts[1:]:
-            self._tasks.put((part, done))
         try:
             parts[0]()
         finally:
@@ -73,9 +80,11 @@ class Pool:
                 raise error
 
     def close(self) -> None:
-        """End the threads."""
-        for _ in range(self.size - 1):
-            self._tasks.put(None)
+        """End the threads, once they have done what was begun. Runs that come later are done by their callers."""
+        with self._closing:
+            self._closed = True
+            for _ in range(self.size - 1):
+                self._tasks.put(None)
 
 
 def pool() -> Pool:

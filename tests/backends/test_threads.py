@@ -118,3 +118,13 @@ def test_set_num_threads() -> None:
     for bad in (0, -1, 1.5, "two"):
         with pytest.raises(ValueError, match="set_num_threads: expected a positive int"):
             gn.set_num_threads(bad)
+
+
+def test_a_closed_pool_still_runs_its_parts() -> None:
+    """Another thread may change the number of threads between getting the pool and using it."""
+    pool, done = threads.Pool(3), []
+    pool.close()
+    runner = threading.Thread(target=pool.run, args=([lambda i=i: done.append(i) for i in range(4)],), daemon=True)
+    runner.start()
+    runner.join(5)
+    assert done == [0, 1, 2, 3]
