@@ -122,6 +122,16 @@ def test_killed_worker():
     assert no_children()
 
 
+def test_ctrl_c_is_for_the_main_process_alone():
+    """A terminal sends it to all; a worker that died of it would add its own traceback to the main one's."""
+    loader = DataLoader(list(range(40)), batch_size=2, num_workers=2)
+    batches = iter(loader)
+    next(batches)
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, signal.SIGINT)
+    assert len(list(batches)) == 19
+
+
 def test_worker_that_exits():
     def leave(index):
         sys.exit(3)

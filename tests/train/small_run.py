@@ -8,10 +8,10 @@ from gpunet.data import transforms
 from gpunet.optim import lr_scheduler
 
 
-def digits(count=320, training=True):
+def digits(count=320):
     """The first real digits with random shifts and turns, as a Dataset."""
     transform = transforms.Compose([transforms.RandomCrop(8, padding=1), transforms.RandomRotation(10)])
-    return data.Subset(data.Digits(train=training, transform=transform if training else None), range(count))
+    return data.Subset(data.Digits(transform=transform), range(count))
 
 
 def make(seed=0, width=24):
@@ -23,7 +23,7 @@ def make(seed=0, width=24):
     optimizer = optim.Adam(model.parameters(), lr=0.01)
     return model, {
         "train_data": data.DataLoader(digits(), batch_size=32, shuffle=True),
-        "validation_data": data.DataLoader(digits(80, training=False), batch_size=64),
+        "validation_data": data.DataLoader(digits(80), batch_size=64),  # random too, so a resume must know its place
         "loss": "cross_entropy",
         "optimizer": optimizer,
         "metrics": ["accuracy", train.F1()],

@@ -45,6 +45,13 @@ def test_learns_the_digits():
     assert train.evaluate(model, test_set)["accuracy"] > 0.9
 
 
+def test_training_is_in_training_mode_whatever_mode_the_model_comes_in():
+    model, modes = nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.1)).eval(), []
+    model[1].register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+    fit(model, batch_size=50, validation_data=(X, Y), epochs=2)
+    assert modes == [True, False, True, False]
+
+
 def test_does_what_a_hand_written_loop_does():
     model, options = make()
     history = train.fit(model, **options, epochs=3)

@@ -65,6 +65,12 @@ def test_binary_scores(threshold, shape):
     assert metric.compute() == pytest.approx(expected)
 
 
+def test_a_score_at_the_threshold_is_not_above_it():
+    metric = m.ConfusionMatrix()
+    metric.update(np.array([0.5, 0.75]), np.array([0, 1]))
+    assert metric.compute().tolist() == [[1, 0], [0, 1]]
+
+
 def test_per_pixel_scores():
     scores = rng.standard_normal((2, 3, 4, 5))
     target = rng.integers(0, 3, (2, 4, 5))

@@ -55,6 +55,27 @@ def test_validation_split_takes_the_last_samples():
     assert t.history == other.history
 
 
+def test_validation_split_is_not_off_by_rounding():
+    t, sizes = trainer(), []
+
+    class Sizes(train.Callback):
+        def on_epoch_end(self, state):
+            sizes.append((len(state.train_data.dataset), len(state.validation_data.dataset)))
+
+    t.fit(X[:10], Y[:10], validation_split=0.9, callbacks=[Sizes()], progress=False)  # 10 * (1 - 0.9) is below 1
+    assert sizes == [(1, 9)]
+
+
+def test_loading_leaves_the_random_stream_alone(tmp_path):
+    t = trainer()
+    t.save(tmp_path / "t")
+    gn.manual_seed(5)
+    t.load(tmp_path / "t")
+    found = gn.random.uniform((3,)).numpy()
+    gn.manual_seed(5)
+    np.testing.assert_array_equal(found, gn.random.uniform((3,)).numpy())
+
+
 def test_save_and_load(tmp_path):
     t = trainer()
     t.fit(X, Y, epochs=2, progress=False)
