@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,8 @@ class Optimizer:
         defaults: options and their values for groups that do not say otherwise.
 
     Attributes:
-        param_groups: the groups, complete with all options. Options may be changed between steps.
+        param_groups: the groups, complete with all options. Options, and which parameters there are, may be changed
+            between steps.
         defaults: as given.
         steps: how often `step` was called on this object.
 
@@ -70,6 +72,7 @@ class Optimizer:
         self.param_groups: list[dict[str, Any]] = []
         self.steps = 0
         self._buckets: list[list[_Bucket]] = []  # for each group; empty until it is first needed
+        self._placed: list[list[Tensor]] = []  # for each group, the parameters that its buckets hold
         groups: list[Any] = list(params)
         if not groups or not all(isinstance(group, Mapping) for group in groups):
             groups = [{"params": groups}]
@@ -152,6 +155,7 @@ class Optimizer:
         self._check(options, where)
         self.param_groups.append(options)
         self._buckets.append([])
+        self._placed.append([])
 
     def _check(self, options: dict[str, Any], where: str) -> None:
         for key, default in self.defaults.items():
@@ -207,13 +211,16 @@ class Optimizer:
 
     def _laid_out(self, index: int) -> list[_Bucket]:
         """The buckets of a group, brought up to date with its parameters and options."""
-        group, buckets = self.param_groups[index], self._buckets[index]
+        group, buckets, placed = self.param_groups[index], self._buckets[index], self._placed[index]
+        if len(placed) != len(group["params"]) or not all(map(is_, placed, group["params"])):
+            buckets = []  # someone changed the list itself
         for bucket in buckets:
             for slot in bucket.slots:
                 if slot.param.data is not slot.data and not slot.follow():
                     buckets = []
         if not buckets:
             buckets = self._buckets[index] = self._lay_out(group, self._buckets[index])
+            self._placed[index] = list(group["params"])
         names = self.state_names(group)
         for bucket in buckets:
             for name in names:
@@ -224,9 +231,9 @@ class Optimizer:
     def _lay_out(self, group: dict[str, Any], old: list[_Bucket]) -> list[_Bucket]:
         """Buckets for the parameters of a group where they are now; their state comes along."""
         placed: dict[Any, list[_Slot]] = {}
-        names = group.get("param_names")
+        names = group.get("param_names") or ()
         for i, p in enumerate(group["params"]):
-            slot = _Slot(p, repr(names[i]) if names else str(i), type(self).__name__)
+            slot = _Slot(p, repr(names[i]) if i < len(names) else str(i), type(self).__name__)
             placed.setdefault((p.dtype, p.device), []).append(slot)
         buckets = [_Bucket(device, slots) for (_, device), slots in placed.items()]
         before = {slot.param: (bucket, slot) for bucket in old for slot in bucket.slots}

@@ -360,6 +360,22 @@ def test_goes_on_from_torchs_state_and_back(kind: str) -> None:
     check()
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_the_list_of_parameters_may_be_changed(named: bool) -> None:
+    """A head that is replaced, a layer that is added: as PyTorch's users do it, without making a new optimizer."""
+    a, b, c = (nn.Parameter(gn.ones(2)) for _ in range(3))
+    optimizer = optim.SGD([("a", a)] if named else [a], lr=1.0, momentum=0.5)
+    params = optimizer.param_groups[0]["params"]
+    for p in (a, b, c):
+        p.grad = gn.ones(2)
+    optimizer.step()  # a: 1 - 1
+    params.append(b)
+    optimizer.step()  # a keeps its momentum: 0 - 1.5; b: 1 - 1
+    params[0] = c
+    optimizer.step()  # b: 0 - 1.5; c: 1 - 1
+    assert [p.detach().numpy().tolist() for p in (a, b, c)] == [[-1.5, -1.5], [-1.5, -1.5], [0.0, 0.0]]
+
+
 def test_names_of_parameters_and_groups_are_saved() -> None:
     model = nn.Linear(2, 1)
     optimizer = optim.SGD(model.named_parameters())
