@@ -178,6 +178,11 @@ def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
         raise
     except (ValueError, TypeError, IndexError) as error:
         raise _explain(op, args, params, error) from error
+    except AttributeError as error:
+        if all(hasattr(a, "dtype") for a in args):
+            raise
+        given = ", ".join("an array" if hasattr(a, "dtype") else type(a).__name__ for a in args)
+        raise DTypeError(f"{op.name}: expected Tensors or arrays, got {given}") from error
     if type(y) is not kind:
         if type(y) is tuple:
             return _wrap_several(op, args, params, nodes, y, tracked)
@@ -419,6 +424,10 @@ def grad(
     outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     ins = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     gs = [grad_outputs] if isinstance(outputs, Tensor) else list(grad_outputs or [None] * len(outs))
+    for what, tensors in (("output", outs), ("input", ins)):
+        for i, t in enumerate(tensors):
+            if not isinstance(t, Tensor):
+                raise DTypeError(f"grad: expected a Tensor as {what} {i}, got {type(t).__name__}")
     for i, t in enumerate(ins):
         if t._node is None:
             raise GradientError(f"grad: input {i}, of shape {t.shape}, does not require gradients")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpunet.errors import ShapeError
 from gpunet.ops.op import op
 from gpunet.ops.reduce import sum
 from gpunet.ops.shape import axes_of, expand_dims, reshape
@@ -40,7 +41,13 @@ def trace(x: Any, /, *, offset: int = 0) -> Any:
 
 
 def outer(a: Any, b: Any, /) -> Any:
-    """All products of an element of the vector a (M,) and one of b (N,): (M, N)."""
+    """All products of an element of the vector a (M,) and one of b (N,): (M, N).
+
+    Raises:
+        ShapeError: an argument is no vector.
+    """
+    if a.ndim != 1 or b.ndim != 1:
+        raise ShapeError(f"outer: expected two vectors, got shapes {tuple(a.shape)} and {tuple(b.shape)}")
     return reshape(a, shape=(-1, 1)) * reshape(b, shape=(1, -1))
 
 

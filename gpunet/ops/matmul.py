@@ -7,7 +7,7 @@ from typing import Any
 from gpunet.errors import ShapeError
 from gpunet.ops.op import op
 from gpunet.ops.reduce import sum
-from gpunet.ops.shape import expand_dims, matrix_transpose, moveaxis, permute_dims, reshape
+from gpunet.ops.shape import axis_of, expand_dims, matrix_transpose, moveaxis, permute_dims, reshape
 
 
 @op
@@ -107,10 +107,8 @@ def tensordot(a: Any, b: Any, /, *, axes: Any = 2) -> Any:
         a, b: arrays.
         axes: how many of the last axes of `a` and first axes of `b` to sum over, or a pair of sequences of axes.
     """
-    if isinstance(axes, int):
-        over_a, over_b = list(range(a.ndim - axes, a.ndim)), list(range(axes))
-    else:
-        over_a, over_b = ([i % n.ndim for i in ax] for ax, n in zip(axes, (a, b)))
+    pair = (range(-axes, 0), range(axes)) if isinstance(axes, int) else axes
+    over_a, over_b = ([axis_of("tensordot", i, n.ndim) for i in over] for over, n in zip(pair, (a, b)))
     if len(over_a) != len(over_b) or any(a.shape[i] != b.shape[j] for i, j in zip(over_a, over_b)):
         raise ShapeError(f"tensordot: axes {axes} of shapes {tuple(a.shape)} and {tuple(b.shape)} do not match")
     rest_a = [i for i in range(a.ndim) if i not in over_a]

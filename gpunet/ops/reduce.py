@@ -11,7 +11,7 @@ from typing import Any
 from gpunet.dtypes import default_dtype
 from gpunet.errors import GradientError, ShapeError
 from gpunet.ops.op import op
-from gpunet.ops.shape import axes_of, broadcast_to, expand_dims, flip
+from gpunet.ops.shape import axes_of, axis_of, broadcast_to, expand_dims, flip
 
 
 def _expand(y: Any, x: Any, axis: Any, keepdims: bool) -> Any:
@@ -216,7 +216,7 @@ def _only_axis(x: Any, axis: int | None) -> int:
                 f"a running sum or product needs an axis unless x is one-dimensional; x has shape {x.shape}"
             )
         return 0
-    return axis % x.ndim
+    return axis_of("a running sum or product", axis, x.ndim)
 
 
 def _running(xp: Any, x: Any, axis: int | None, include_initial: bool, name: str, initial: Any) -> Any:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from gpunet.backends import Device, backend_of_type, get_backend
-from gpunet.errors import ShapeError
+from gpunet.errors import DTypeError, ShapeError
 from gpunet.ops.op import op
 
 
@@ -15,6 +15,17 @@ def axes_of(axis: Any, ndim: int) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(ndim))
     return tuple(a % ndim for a in ((axis,) if hasattr(axis, "__index__") else axis))
+
+
+def axis_of(name: str, axis: int, ndim: int) -> int:
+    """A non-negative axis.
+
+    Raises:
+        ShapeError: there is no such axis.
+    """
+    if not -ndim <= axis < ndim:
+        raise ShapeError(f"{name}: there is no axis {axis} in an array of {ndim} axes")
+    return axis % ndim
 
 
 @op(view=True)
@@ -150,6 +161,8 @@ def concat(arrays: Any, /, *, axis: int | None = 0) -> Any:
 def stack(arrays: Any, /, *, axis: int = 0) -> Any:
     """Arrays of one shape joined along a new axis."""
     arrays = _several("stack", arrays)
+    if not all(hasattr(a, "shape") for a in arrays):
+        raise DTypeError(f"stack: expected Tensors or arrays, got {', '.join(type(a).__name__ for a in arrays)}")
     shapes = {tuple(a.shape) for a in arrays}
     if len(shapes) > 1:
         raise ShapeError(f"stack: the arrays must have one shape, got {', '.join(map(str, sorted(shapes)))}")
@@ -165,20 +178,9 @@ def _several(name: str, arrays: Any) -> list[Any]:
 
 def unstack(x: Any, /, *, axis: int = 0) -> tuple[Any, ...]:
     """The slices of x along an axis, as a tuple."""
-    axis = _axis("unstack", axis, x.ndim)
+    axis = axis_of("unstack", axis, x.ndim)
     before = (slice(None),) * axis
     return tuple(x[(*before, i)] for i in range(x.shape[axis]))
-
-
-def _axis(name: str, axis: int, ndim: int) -> int:
-    """A non-negative axis.
-
-    Raises:
-        ShapeError: there is no such axis.
-    """
-    if not -ndim <= axis < ndim:
-        raise ShapeError(f"{name}: there is no axis {axis} in an array of {ndim} axes")
-    return axis % ndim
 
 
 def split(x: Any, /, indices_or_sections: Any, axis: int = 0) -> tuple[Any, ...]:
@@ -187,7 +189,7 @@ def split(x: Any, /, indices_or_sections: Any, axis: int = 0) -> tuple[Any, ...]
     Raises:
         ShapeError: the axis does not divide into that many sections.
     """
-    axis = _axis("split", axis, x.ndim)
+    axis = axis_of("split", axis, x.ndim)
     n = x.shape[axis]
     if isinstance(indices_or_sections, int):
         if indices_or_sections < 1 or n % indices_or_sections:
