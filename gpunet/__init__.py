@@ -198,6 +198,24 @@ def astype(x: Tensor, dtype: Any, /, *, copy: bool = True) -> Tensor:  # type: i
     return x.astype(dtype, copy=copy)
 
 
+# What PyTorch's users look for, and where it is.
+_HINTS = {
+    "cat": "gpunet.concat",
+    "from_numpy": "gpunet.asarray",
+    "load": "gpunet.io.load",
+    "rand": "gpunet.random.uniform",
+    "randint": "gpunet.random.randint",
+    "randn": "gpunet.random.normal",
+    "randperm": "gpunet.random.permutation",
+    "relu": "gpunet.nn.functional.relu",
+    "save": "gpunet.io.save",
+    "sigmoid": "gpunet.nn.functional.sigmoid",
+    "softmax": "gpunet.nn.functional.softmax",
+    "topk": "gpunet.sort and gpunet.argsort with descending=True",
+    "transpose": "gpunet.permute_dims",
+    "unsqueeze": "gpunet.expand_dims",
+}
+
 _SUBPACKAGES = ("data", "io", "nn", "optim", "train")
 
 
@@ -205,4 +223,5 @@ def __getattr__(name: str) -> Any:
     """The subpackages, imported when they are first used, so that `import gpunet` is quick."""
     if name in _SUBPACKAGES:
         return importlib.import_module(f"gpunet.{name}")
-    raise AttributeError(f"module 'gpunet' has no attribute {name!r}")
+    hint = f"; here it is {_HINTS[name]}" if name in _HINTS else ""
+    raise AttributeError(f"module 'gpunet' has no attribute {name!r}{hint}")

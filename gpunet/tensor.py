@@ -20,6 +20,29 @@ if TYPE_CHECKING:
     from gpunet.autograd import Node
 
 
+# What PyTorch's users look for, and where it is. One spelling of everything, but no dead end.
+_HINTS = {
+    "clone": "x.copy()",
+    "cos": "gpunet.cos(x)",
+    "dim": "x.ndim",
+    "double": "x.astype(gpunet.float64)",
+    "expand": "gpunet.broadcast_to(x, shape)",
+    "float": "x.astype(gpunet.float32)",
+    "gather": "gpunet.take_along_axis(x, indices, axis=...)",
+    "long": "x.astype(gpunet.int64)",
+    "numel": "x.size",
+    "permute": "x.transpose(...)",
+    "pow": "x ** y",
+    "sigmoid": "gpunet.nn.functional.sigmoid(x)",
+    "softmax": "gpunet.nn.functional.softmax(x, axis=...)",
+    "t": "x.T",
+    "topk": "gpunet.sort(x, descending=True)",
+    "type": "x.astype(dtype)",
+    "unsqueeze": "gpunet.expand_dims(x, axis=...), or x[None]",
+    "view": "x.reshape(...)",
+}
+
+
 class Memory:
     """What Tensors that share their elements have in common: when these were last written to in place.
 
@@ -68,6 +91,12 @@ class Tensor(Traced):
         if node is not None:
             t._node = node
         return t
+
+    if not TYPE_CHECKING:  # a type checker would take it for a promise of any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            hint = f"; here it is {_HINTS[name]}" if name in _HINTS else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     def _known_memory(self) -> Memory:
         """The record of its memory, made if there is none yet."""

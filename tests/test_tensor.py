@@ -9,6 +9,7 @@ import pytest
 
 import gpunet as gn
 from gpunet.errors import DTypeError, GradientError
+from gpunet.tensor import _HINTS as TENSOR_HINTS
 
 A = np.arange(-3.0, 3.0).reshape(2, 3)
 N = np.arange(6).reshape(2, 3) + 1
@@ -240,6 +241,18 @@ def test_repr(device: str) -> None:
     assert repr(x) == 'tensor([1, 2], dtype=int8, device="strict:0")'
     p = gn.tensor(1.0, requires_grad=True)
     assert repr(p) == "tensor(1., requires_grad=True)" and repr(p * 2) == "tensor(2., made_by=multiply)"
+
+
+def test_where_what_pytorch_has_is_found() -> None:
+    x = gn.ones((2, 3))
+    with pytest.raises(AttributeError, match=r"'Tensor' object has no attribute 'view'; here it is x.reshape"):
+        x.view(3, 2)
+    with pytest.raises(AttributeError, match="no attribute 'colour'$"):
+        _ = x.colour
+    with pytest.raises(AttributeError, match="no attribute 'cat'; here it is gpunet.concat"):
+        gn.cat([x, x])
+    for hints, owner in ((TENSOR_HINTS, x), (gn._HINTS, gn)):
+        assert not [name for name in hints if name in dir(owner)]  # no hint for what is there
 
 
 def test_empty_arrays(device: str) -> None:
