@@ -9,6 +9,7 @@ median of interleaved rounds on one thread. PyTorch's column is left out where i
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import statistics
@@ -105,6 +106,8 @@ def main() -> None:
     print(f"torch {torch.__version__}" if torch else "torch not installed")
     print(f"{'us per op (median; fastest)':44s} {'gpunet':>16s} {'torch':>16s} {'torch/gpunet':>13s}")
     rows = {}
+    gc.collect()
+    gc.freeze()  # else collections, which recording sets off, go through all that imports left behind, torch above all
     for name, ops, ours, theirs in cases():
         samples: tuple[list[float], list[float]] = ([], [])
         for _ in range(args.rounds):  # interleaved, so that a busy moment of the machine hits both

@@ -8,7 +8,7 @@ the in-place writes, so a value written to after it was recorded is noticed: its
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ContextDecorator
 from itertools import count
 from operator import attrgetter
@@ -464,32 +464,17 @@ def _run(
         pending[node] = pending[node] + seed if node in pending else seed
     order = _reachable(list(pending))
     wanted = None if targets is None else _leading_to(order, targets)
-    backend = roots[0]._backend()
     results: dict[Node, Any] = {}
-    with set_grad_enabled(create_graph), backend.on(roots[0].device):
-        xp = _namespace() if create_graph else backend.xp
-        kind = type(roots[0].data)
-        summed: set[Node] = set()
-        for node in reversed(order):
-            g = pending.pop(node, None)
-            if g is None:
-                continue
-            if targets is not None:
-                if node in targets:
-                    results[node] = _own(g, owned)
-            elif node.retains_grad:
-                _accumulate(node, g, owned)
-            if type(g) is not kind and not create_graph and type(g) is not tuple:  # it came from another device
-                kind = type(g)
-                xp = backend_of_type(kind).xp
-            if node.op is not None and (wanted is None or not wanted.isdisjoint(node.inputs)):  # type: ignore[arg-type]
-                _propagate(node, g, pending, summed, wanted, xp, create_graph)
-                if not retain_graph:
-                    node.inputs = None
-                    node.saved = node.output = None
-    if targets is None:
-        return []
-    return [results.get(n) for n in targets]
+
+    def keep(node: Node, g: Any) -> None:
+        if targets is None:
+            _accumulate(node, g, owned)
+        elif node in targets:
+            results[node] = _own(g, owned)
+
+    with set_grad_enabled(create_graph), roots[0]._backend().on(roots[0].device):
+        _flow(order, pending, wanted, keep, create_graph, retain_graph)
+    return [] if targets is None else [results.get(n) for n in targets]
 
 
 def _seed(tensor: Tensor, gradient: Any, create_graph: bool) -> Any:
@@ -543,66 +528,100 @@ def _leading_to(order: list[Node], targets: Sequence[Node]) -> set[Node]:
     return wanted
 
 
-def _propagate(
-    node: Node,
-    g: Any,
+def _flow(
+    order: list[Node],
     pending: dict[Node, Any],
-    summed: set[Node],
     wanted: set[Node] | None,
-    xp: Any,
+    keep: Callable[[Node, Any], None],
     create_graph: bool,
+    retain_graph: bool,
 ) -> None:
-    """Pass the gradient of a node's output on to its inputs."""
-    op, made = node.op, node.made
-    if type(op) is _Part:
-        _collect_part(node, g, pending)
-        return
-    values: Any = node.saved
-    if not op.keeps_none:
-        values = []
-        for a in node.saved:  # type: ignore[union-attr]
-            if isinstance(a, Tensor):
-                memory = a._memory
-                if memory is not None and memory.written > made:
-                    raise _changed(op, "an input", a.shape)
-                if not create_graph:
-                    a = a.data
-            values.append(a)
-    y = node.output
-    if y is None:
-        y = node
-    elif node.memory is not None and node.memory.written > made:
-        raise _changed(op, "its output", node.shape)
-    elif create_graph:
-        if type(y) is tuple:
-            y = tuple(Tensor._wrap(v, _part(node, i, y) if is_floating(v.dtype) else None) for i, v in enumerate(y))
-        else:
-            y = Tensor._wrap(y, node)
-    params = node.params
-    if params or op.defaults:
-        found = op.derivative(xp, g, y, *values, **{**op.defaults, **params})
-    else:
-        found = op.derivative(xp, g, y, *values)
-    if type(found) is not tuple:
-        found = (found,)
-    for parent, gi in zip(node.inputs, found):  # type: ignore[arg-type]
-        if parent is None or gi is None or (wanted is not None and parent not in wanted):
+    """Pass gradients on from node to node, the last made first.
+
+    Args:
+        order: the nodes, in the order in which they were made.
+        pending: for each node, the gradient of its output as far as it is known; at first, those of the roots.
+        wanted: the nodes that gradients are needed for; None for all.
+        keep: told the gradient of each leaf, retained node and, with `wanted`, of every node.
+        create_graph, retain_graph: as in `backward`.
+    """
+    kind: Any = None
+    xp: Any = _namespace() if create_graph else None
+    summed: set[Node] = set()  # nodes whose pending gradient is a sum made here, so that more can be added in place
+    for node in reversed(order):
+        g = pending.pop(node, None)
+        if g is None:
             continue
-        if type(gi) is FunctionType:
-            gi = gi()
-        same = node if gi is g else gi  # what was passed on has the node's shape, which is quicker to ask for
-        if same.shape != parent.shape:
-            gi = _unbroadcast(gi, parent.shape, op)
-        if same.dtype is not parent.dtype and same.dtype != parent.dtype:
-            gi = _cast_gradient(xp, gi, parent.dtype)
-        if parent in summed:
-            pending[parent] += gi
-        elif parent in pending:
-            pending[parent] = pending[parent] + gi
-            if not create_graph:
-                summed.add(parent)  # what is pending there now is nobody else's, so more can be added in place
+        if node.retains_grad or wanted is not None:
+            keep(node, g)
+        op, inputs = node.op, node.inputs
+        if op is None or (wanted is not None and wanted.isdisjoint(inputs)):  # type: ignore[arg-type]
+            continue
+        if type(op) is _Part:
+            _collect_part(node, g, pending)
+            continue
+        if type(g) is not kind and not create_graph and type(g) is not tuple:  # the first, or from another device
+            kind = type(g)
+            xp = backend_of_type(kind).xp
+        values: Any = node.saved if op.keeps_none else _values(node, create_graph)
+        y = node.output
+        y = node if y is None else _output(node, y, create_graph)
+        params = node.params
+        if params or op.defaults:
+            found = op.derivative(xp, g, y, *values, **{**op.defaults, **params})
         else:
-            pending[parent] = gi
+            found = op.derivative(xp, g, y, *values)
+        if type(found) is not tuple:
+            found = (found,)
+        for parent, gi in zip(inputs, found):  # type: ignore[arg-type]
+            if parent is None or gi is None or (wanted is not None and parent not in wanted):
+                continue
+            if type(gi) is FunctionType:
+                gi = gi()
+            same = node if gi is g else gi  # what was passed on has the node's shape, which is quicker to ask for
+            if same.shape != parent.shape:
+                gi = _unbroadcast(gi, parent.shape, op)
+            if same.dtype is not parent.dtype and same.dtype != parent.dtype:
+                gi = _cast_gradient(xp, gi, parent.dtype)
+            before = pending.get(parent)
+            if before is None:
+                pending[parent] = gi
+            elif parent in summed:
+                before += gi
+                pending[parent] = before  # a 0-d sum is a number, which += does not change
+            else:
+                pending[parent] = before + gi
+                if not create_graph:
+                    summed.add(parent)
+        if not retain_graph:
+            node.inputs = node.saved = None
+            if node.output is not None:  # most have none, and giving them the attribute now would cost
+                node.output = None
+
+
+def _values(node: Node, create_graph: bool) -> list[Any]:
+    """The inputs of a node as its derivative wants them: Tensors if it is to be recorded, else raw arrays."""
+    values = []
+    for a in node.saved:  # type: ignore[union-attr]
+        if isinstance(a, Tensor):
+            memory = a._memory
+            if memory is not None and memory.written > node.made:
+                raise _changed(node.op, "an input", a.shape)
+            if not create_graph:
+                a = a.data
+        values.append(a)
+    return values
+
+
+def _output(node: Node, y: Any, create_graph: bool) -> Any:
+    """The saved output of a node, likewise."""
+    if node.memory is not None and node.memory.written > node.made:
+        raise _changed(node.op, "its output", node.shape)
+    if not create_graph:
+        return y
+    if type(y) is tuple:
+        return tuple(Tensor._wrap(v, _part(node, i, y) if is_floating(v.dtype) else None) for i, v in enumerate(y))
+    return Tensor._wrap(y, node)
 
 
 def _collect_part(node: Node, g: Any, pending: dict[Node, Any]) -> None:
@@ -640,7 +659,13 @@ def _cast_gradient(xp: Any, g: Any, dtype: np.dtype) -> Any:
 def _accumulate(node: Node, g: Any, owned: set[int]) -> None:
     """Add a gradient to what `Tensor.grad` shows. A leaf's gradient is its own memory, so that it can be written to."""
     with _accumulating:
-        node.grad = _own(g, owned) if node.grad is None else node.grad + g
+        if node.grad is None:
+            node.grad = _own(g, owned)
+        elif isinstance(g, Tensor):
+            node.grad = node.grad + g
+        else:
+            total = node.grad.data + g
+            node.grad = Tensor._wrap(backend_of_type(type(total)).array_from(total))
 
 
 _accumulating = threading.Lock()  # several threads may differentiate with respect to the same leaf

@@ -617,10 +617,16 @@ def cross_entropy(
     if is_floating(target.dtype) and target.shape == x.shape:
         return _cross_entropy_of_probabilities(x, target, weight, reduction, label_smoothing)
     classes = _Classes(name, x, target, weight, ignore_index)
+    fused = classes.factors is None  # else each row has its own factor before they are reduced
     losses = loss_ops.cross_entropy(
-        classes.rows, classes.target, classes.weight, label_smoothing=label_smoothing, ignore_index=ignore_index
+        classes.rows,
+        classes.target,
+        classes.weight,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        reduction=reduction if fused else "none",
     )
-    return classes.reduce(losses, reduction)
+    return losses if fused and reduction != "none" else classes.reduce(losses, reduction)
 
 
 def _cross_entropy_of_probabilities(
@@ -650,10 +656,11 @@ def nll_loss(
     check_reduction("nll_loss", reduction)
     _check_predictions("nll_loss", x)
     classes = _Classes("nll_loss", x, gn.asarray(target), weight, ignore_index)
-    picked = gn.take_along_axis(classes.rows, classes.indices[:, None], axis=1)[:, 0]
+    indices = classes.indices()
+    picked = gn.take_along_axis(classes.rows, indices[:, None], axis=1)[:, 0]
     if classes.weight is not None:
-        picked = picked * gn.take(classes.weight, classes.indices)
-    return classes.reduce(gn.where(classes.kept, -picked, 0.0), reduction)
+        picked = picked * gn.take(classes.weight, indices)
+    return classes.reduce(gn.where(classes.target != ignore_index, -picked, 0.0), reduction)
 
 
 class _Classes:
@@ -662,9 +669,8 @@ class _Classes:
     Attributes:
         rows: (M, C) predictions.
         target: (M,) int64 class indices, or `ignore_index`.
-        kept: (M,) whether the index is not that.
-        indices: (M,) the class indices, 0 where they are ignored.
         weight: (C,) in the dtype of the predictions, or None.
+        factors: None, or where class indices cannot be refused, (M,) factors for the losses; see `_refuse`.
     """
 
     def __init__(self, name: str, x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> None:
@@ -672,11 +678,16 @@ class _Classes:
         axis = min(1, x.ndim - 1)
         classes = x.shape[axis]
         self.rows = x if x.ndim == 2 else gn.moveaxis(x, axis, -1).reshape(-1, classes)
-        self.target = target.astype(gn.int64, copy=False).reshape(-1)
+        self.target = target.astype(gn.int64, copy=False)
+        if target.ndim != 1:
+            self.target = self.target.reshape(-1)
         self.weight = None if weight is None else _class_weight(name, weight, x)
-        self.kept = self.target != ignore_index
-        self.indices, self.factors = _in_range(
-            gn.where(self.kept, self.target, 0),
+        self.ignore_index = ignore_index
+        self.factors = None
+        if _all_in_range(self.target, classes):
+            return
+        indices, self.factors = _in_range(
+            self.indices(),
             classes,
             lambda at: IndexError(
                 f"{name}: target {_item(target, at)}{_place(target, at)} is out of range: the input of shape "
@@ -684,8 +695,11 @@ class _Classes:
                 + (f" (ignore_index={ignore_index} would be ignored)" if _item(target, at) < 0 else "")
             ),
         )
-        if self.factors is not None:
-            self.target = gn.where(self.kept, self.indices, ignore_index)
+        self.target = gn.where(self.target != ignore_index, indices, ignore_index)
+
+    def indices(self) -> Tensor:
+        """The class indices (M,), 0 where they are ignored."""
+        return gn.where(self.target != self.ignore_index, self.target, 0)
 
     def reduce(self, losses: Tensor, reduction: str) -> Tensor:
         """The losses (M,), zero where ignored, reduced; the mean is over what is kept, by its weights."""
@@ -696,10 +710,17 @@ class _Classes:
         if reduction == "sum":
             return gn.sum(losses)
         wide = float32 if losses.dtype == "float16" else losses.dtype
-        counts = self.kept if self.weight is None else gn.take(self.weight, self.indices) * self.kept
+        kept = self.target != self.ignore_index
+        counts = kept if self.weight is None else gn.take(self.weight, self.indices()) * kept
         total = gn.sum(counts, dtype=wide)
         total = gn.where(total == 0, gn.nan, total)  # NumPy would warn of 0/0
         return _like(gn.sum(losses, dtype=wide) / total, losses)
+
+
+def _all_in_range(indices: Tensor, n: int) -> bool:
+    """Whether indices are from 0 to n - 1, as far as it can be told without waiting for a GPU."""
+    raw = indices.data
+    return isinstance(raw, np.ndarray) and (not raw.size or (raw.min() >= 0 and raw.max() < n))
 
 
 def _check_class_shapes(name: str, x: Tensor, target: Tensor) -> tuple[int, ...]:

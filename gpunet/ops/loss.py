@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from gpunet.dtypes import float32
 from gpunet.ops.index import one_hot
 from gpunet.ops.op import op
 from gpunet.ops.shape import expand_dims
-from gpunet.ops.softmax import log_softmax, softmax, softmax_grad
+from gpunet.ops.softmax import softmax, softmax_grad
 
 
 def _wanted(xp: Any, x: Any, target: Any, weight: Any, label_smoothing: float, ignore_index: int) -> Any:
@@ -23,7 +26,7 @@ def _wanted(xp: Any, x: Any, target: Any, weight: Any, label_smoothing: float, i
 
 
 @op
-def cross_entropy(xp, x, target, weight=None, *, label_smoothing=0.0, ignore_index=-100):
+def cross_entropy(xp, x, target, weight=None, *, label_smoothing=0.0, ignore_index=-100, reduction="none"):
     """The cross-entropy of each row: -log softmax(x)[target], from the logits, so that nothing overflows.
 
     Args:
@@ -32,48 +35,75 @@ def cross_entropy(xp, x, target, weight=None, *, label_smoothing=0.0, ignore_ind
         weight: (C,) factors of the classes, or None.
         label_smoothing: the share of the target that is spread evenly over all classes (Szegedy et al., 2016).
         ignore_index: see target.
-
-    Returns:
-        (N,) losses.
+        reduction: "none" for the losses (N,), "sum" for their sum, "mean" for the sum divided by that of
+            weight[target] over the rows that are not ignored, or by their number; NaN if there are none.
     """
-    log_p = log_softmax(x, axis=1)
+    shifted = x - xp.max(x, axis=1, keepdims=True)
+    log_sum = xp.log(xp.sum(xp.exp(shifted), axis=1))
     if weight is None and not label_smoothing:
         kept = target != ignore_index
-        picked = xp.take_along_axis(log_p, xp.where(kept, target, 0)[:, None], axis=1)[:, 0]
-        return xp.where(kept, -picked, xp.zeros((), dtype=x.dtype))
-    return -xp.sum(log_p * _wanted(xp, x, target, weight, label_smoothing, ignore_index), axis=1)
+        losses = log_sum - shifted[xp.arange(x.shape[0]), xp.where(kept, target, 0)]
+        losses = xp.where(kept, losses, xp.zeros((), dtype=x.dtype))
+    else:
+        q = _wanted(xp, x, target, weight, label_smoothing, ignore_index)
+        losses = -xp.sum((shifted - log_sum[:, None]) * q, axis=1)
+    if reduction == "none":
+        return losses
+    total = xp.sum(losses, dtype=_wide(x))
+    if reduction == "mean":
+        with np.errstate(divide="ignore", invalid="ignore"):  # 0/0, where nothing counts, is the NaN that is promised
+            total = total * _per_row(xp, x, target, weight, ignore_index)
+    return total.astype(x.dtype)
+
+
+def _per_row(xp: Any, x: Any, target: Any, weight: Any, ignore_index: int) -> Any:
+    """What a row's loss is multiplied by in the mean: 1 over how much counts; infinity if nothing does."""
+    counts = target != ignore_index
+    if weight is not None:
+        counts = counts * xp.take(weight, xp.where(counts, target, 0), axis=0)
+    return 1.0 / xp.sum(counts, dtype=_wide(x))
+
+
+def _wide(x: Any) -> Any:
+    return float32 if x.dtype == "float16" else x.dtype
 
 
 @cross_entropy.vjp
-def _(xp, g, _y, x, target, weight, *, label_smoothing, ignore_index):
-    how = {"label_smoothing": label_smoothing, "ignore_index": ignore_index}
+def _(xp, g, _y, x, target, weight, *, label_smoothing, ignore_index, reduction):
+    how = {"label_smoothing": label_smoothing, "ignore_index": ignore_index, "reduction": reduction}
     return (lambda: cross_entropy_grad(g, x, target, weight, **how)), None, None
 
 
 @op
-def cross_entropy_grad(xp, g, x, target, weight=None, *, label_smoothing, ignore_index):
-    """The gradient (N, C) of `cross_entropy` with respect to x, given that of the losses, g (N,)."""
+def cross_entropy_grad(xp, g, x, target, weight=None, *, label_smoothing, ignore_index, reduction):
+    """The gradient (N, C) of `cross_entropy` with respect to x, given that of its result."""
+    if reduction == "mean":
+        with np.errstate(divide="ignore"):
+            g = (g * _per_row(xp, x, target, weight, ignore_index)).astype(x.dtype)
+    rows = g[:, None] if reduction == "none" else g
     p = softmax(x, axis=1)
     if weight is None and not label_smoothing:
         kept = target != ignore_index
         p[xp.arange(x.shape[0]), xp.where(kept, target, 0)] -= 1.0
-        p *= (g * kept)[:, None]
+        p *= rows * kept[:, None]
         return p
     q = _wanted(xp, x, target, weight, label_smoothing, ignore_index)
-    return (p * xp.sum(q, axis=1, keepdims=True) - q) * g[:, None]
+    return (p * xp.sum(q, axis=1, keepdims=True) - q) * rows
 
 
 @cross_entropy_grad.vjp
-def _(xp, gg, _y, g, x, target, weight, *, label_smoothing, ignore_index):
+def _(xp, gg, _y, g, x, target, weight, *, label_smoothing, ignore_index, reduction):
     q = _wanted(xp, x, target, weight, label_smoothing, ignore_index)
     p = softmax(x, axis=1)
     total = xp.sum(q, axis=1, keepdims=True)
-    return (
-        lambda: xp.sum(gg * (p * total - q), axis=1),
-        lambda: softmax_grad(gg * expand_dims(g, axis=1) * total, p, axis=1),
-        None,
-        None,
-    )
+    share = _per_row(xp, x, target, weight, ignore_index) if reduction == "mean" else 1.0
+
+    def to_g() -> Any:
+        rows = xp.sum(gg * (p * total - q), axis=1)
+        return rows if reduction == "none" else xp.sum(rows) * share
+
+    rows = expand_dims(g, axis=1) if reduction == "none" else g * share
+    return to_g, (lambda: softmax_grad(gg * rows * total, p, axis=1)), None, None
 
 
 @op

@@ -88,7 +88,7 @@ def _(xp, g, _y, x, weight, _bias):
 
     return (
         lambda: matmul(g, weight),
-        lambda: matmul(matrix_transpose(rows(g)), rows(x)),
+        lambda: matmul(rows(g).T, rows(x)),
         lambda: sum(rows(g), axis=0),
     )
 

@@ -108,10 +108,13 @@ class Op:
     def __call__(self, *args: Any, **params: Any) -> Any:
         if len(args) != self.arity and not self.variadic:
             args, params = self._bind(args, params)
+        run = None
         for a in args:
             if isinstance(a, Traced):
                 return Op.record(self, args, params)
-        return self.run(args, params)
+            if run is None:
+                run = self.implementations.get(type(a))
+        return self.run(args, params) if run is None else run(*args, **params)
 
     def run(self, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
         """Run on raw arrays."""

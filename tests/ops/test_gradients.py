@@ -209,18 +209,20 @@ case("normalize: bare", lambda x: norm.normalize(x, axes=(1,), eps=1e-3), normal
 
 TARGET = np.array([2, 0, -100, 1])
 WEIGHT = np.array([0.5, 2.0, 1.0])
-for name, options in {"": {}, ": smoothed": {"label_smoothing": 0.1}}.items():
-    case(
-        "cross_entropy" + name,
-        lambda x, o=options: loss.cross_entropy(x, gn.asarray(TARGET), **o),
-        normal(4, 3),
-        also=(loss.cross_entropy_grad,),
-    )
-    case(
-        f"cross_entropy: weighted{name}",
-        lambda x, o=options: loss.cross_entropy(x, gn.asarray(TARGET), gn.asarray(WEIGHT), **o),
-        normal(4, 3),
-    )
+for reduction in ("none", "sum", "mean"):
+    for smoothing in (0.0, 0.1):
+        how = {"reduction": reduction, "label_smoothing": smoothing}
+        case(
+            f"cross_entropy: {reduction}, {smoothing}",
+            lambda x, o=how: loss.cross_entropy(x, gn.asarray(TARGET), **o),
+            normal(4, 3),
+            also=(loss.cross_entropy_grad,),
+        )
+        case(
+            f"cross_entropy: weighted, {reduction}, {smoothing}",
+            lambda x, o=how: loss.cross_entropy(x, gn.asarray(TARGET), gn.asarray(WEIGHT), **o),
+            normal(4, 3),
+        )
 case("binary_cross_entropy", loss.binary_cross_entropy, rng.uniform(0.1, 0.9, (3, 4)), rng.uniform(0.1, 0.9, (3, 4)))
 case("dropout", lambda x: random.dropout(x, p=0.4, key=random.Key(3, (0, 0, 0), 5)), normal(5, 4))
 
