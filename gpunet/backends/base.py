@@ -65,6 +65,10 @@ class Backend:
     def synchronize(self, device: Device) -> None:
         """Wait until all work queued on `device` is done."""
 
+    def spread(self, work: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> list[Any]:
+        """`work` called with consecutive shares of `items`, at the same time if that is quicker; what it returned."""
+        return [work(items)]
+
     def array_from(self, value: Any) -> Any:
         """A result of an op (an array, or an array library's scalar) as an array of this backend."""
         return value if isinstance(value, self.array_type) else self.xp.asarray(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -61,6 +62,9 @@ class NumpyBackend(Backend):
 
     def array_from(self, value: Any) -> np.ndarray:
         return value if type(value) is np.ndarray else np.asarray(value)  # of a memmap or a matrix, a plain view
+
+    def spread(self, work: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> list[Any]:
+        return threads.spread(work, items)
 
     def device_of(self, array: Any) -> Device:
         return _CPU

@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any
@@ -72,8 +73,10 @@ class Pool:
                 part()
             return
         try:
+            _in_worker.value = True
             parts[0]()
         finally:
+            _in_worker.value = False
             errors = [done.get() for _ in parts[1:]]  # the others write to memory that the caller may free
         for error in errors:
             if error is not None:
@@ -173,6 +176,24 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **option
         return np.matmul(a, b, out=out)
     threads.run(parts)
     return y
+
+
+def spread(work: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> list[Any]:
+    """`work` called with consecutive shares of `items`, one for each thread; what it returned, in order.
+
+    Which thread does which share does not matter to the results, so these are the same at every run.
+    """
+    threads = pool() if len(items) > 1 and not _in_worker.value else None
+    if threads is None or threads.size == 1:
+        return [work(items)]
+    shares = [items[s] for s in _cut(len(items), threads.size)]
+    results: list[Any] = [None] * len(shares)
+
+    def part(i: int) -> None:
+        results[i] = work(shares[i])
+
+    threads.run([partial(part, i) for i in range(len(shares))])
+    return results
 
 
 def _cut(n: int, parts: int) -> list[slice]:

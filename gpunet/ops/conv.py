@@ -11,6 +11,7 @@ matrix. A block's matrix fits in cache.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import product
 from math import prod
 from typing import Any
@@ -53,16 +54,19 @@ def conv(xp, x, weight, bias=None, *, stride, padding, dilation, groups=1):
         raise ShapeError(f"conv: expected a bias of shape {(outputs,)}, got {tuple(bias.shape)}")
     y = xp.empty((x.shape[0], *out, outputs), dtype=xp.result_type(x, weight))
     matrices = _weight_matrices(xp, weight, groups)
-    for images in _blocks(x, weight.shape, out):
-        columns = _columns(xp, x[images], weight.shape[2:], stride, padding, dilation, out)
-        rows = _by_group(columns, groups, weight.shape) if groups > 1 else columns
-        target = y[images].reshape(-1, outputs)
-        if groups > 1:
-            target[...] = _from_groups(xp, xp.matmul(rows, matrices))
-        else:
-            xp.matmul(rows, matrices[0], out=target)
-    if bias is not None:
-        y += bias
+
+    def work(blocks: Sequence[slice]) -> None:
+        for images in blocks:
+            columns = _columns(xp, x[images], weight.shape[2:], stride, padding, dilation, out)
+            target = y[images].reshape(-1, outputs)
+            if groups > 1:
+                target[...] = _from_groups(xp, xp.matmul(_by_group(columns, groups, weight.shape), matrices))
+            else:
+                xp.matmul(columns, matrices[0], out=target)
+            if bias is not None:
+                target += bias
+
+    _spread(work, x, weight.shape, out)
     return xp.moveaxis(y, -1, 1)
 
 
@@ -101,18 +105,22 @@ def conv_input_grad(xp, g, weight, *, shape, stride, padding, dilation, groups):
     transposed = xp.matrix_transpose(matrices)
     size = g.shape[2:]
     last = xp.moveaxis(g, 1, -1)
-    for images in _blocks(g, weight.shape, size):
-        rows = last[images].reshape(-1, g.shape[1])
-        if groups > 1:
-            rows = xp.moveaxis(rows.reshape(len(rows), groups, -1), 1, 0)
-            columns = xp.matmul(rows, transposed).reshape(groups, -1, *size, *kernel, weight.shape[1])
-            columns = xp.moveaxis(columns, 0, -2)
-            columns = columns.reshape(*columns.shape[:-2], channels)
-        else:
-            columns = xp.matmul(rows, transposed[0]).reshape(-1, *size, *kernel, channels)
-        target = out[images]
-        for k in product(*map(range, kernel)):
-            target[(slice(None), *_window(k, stride, dilation, size))] += columns[(..., *k, slice(None))]
+
+    def work(blocks: Sequence[slice]) -> None:
+        for images in blocks:
+            rows = last[images].reshape(-1, g.shape[1])
+            if groups > 1:
+                rows = xp.moveaxis(rows.reshape(len(rows), groups, -1), 1, 0)
+                columns = xp.matmul(rows, transposed).reshape(groups, -1, *size, *kernel, weight.shape[1])
+                columns = xp.moveaxis(columns, 0, -2)
+                columns = columns.reshape(*columns.shape[:-2], channels)
+            else:
+                columns = xp.matmul(rows, transposed[0]).reshape(-1, *size, *kernel, channels)
+            target = out[images]
+            for k in product(*map(range, kernel)):
+                target[(slice(None), *_window(k, stride, dilation, size))] += columns[(..., *k, slice(None))]
+
+    _spread(work, g, weight.shape, size)
     inside = tuple(slice(p, p + length) for length, (p, _q) in zip(spatial, padding))
     return xp.moveaxis(out[(slice(None), *inside)], -1, 1)
 
@@ -138,16 +146,23 @@ def conv_weight_grad(xp, x, g, *, shape, stride, padding, dilation, groups):
     outputs, channels, *kernel = shape
     size = g.shape[2:]
     last = xp.moveaxis(g, 1, -1)
-    total = xp.zeros((groups, prod(kernel) * channels, outputs // groups), dtype=xp.result_type(x, g))
-    for images in _blocks(x, shape, size):
-        columns = _columns(xp, x[images], tuple(kernel), stride, padding, dilation, size)
-        rows = last[images].reshape(-1, outputs)
-        if groups > 1:
-            columns = _by_group(columns, groups, shape)
-            rows = xp.moveaxis(rows.reshape(len(rows), groups, -1), 1, 0)
-            total += xp.matmul(xp.matrix_transpose(columns), rows)
-        else:
-            total[0] += xp.matmul(columns.T, rows)
+
+    def work(blocks: Sequence[slice]) -> Any:
+        total = xp.zeros((groups, prod(kernel) * channels, outputs // groups), dtype=xp.result_type(x, g))
+        for images in blocks:
+            columns = _columns(xp, x[images], tuple(kernel), stride, padding, dilation, size)
+            rows = last[images].reshape(-1, outputs)
+            if groups > 1:
+                columns = _by_group(columns, groups, shape)
+                rows = xp.moveaxis(rows.reshape(len(rows), groups, -1), 1, 0)
+                total += xp.matmul(xp.matrix_transpose(columns), rows)
+            else:
+                total[0] += xp.matmul(columns.T, rows)
+        return total
+
+    total, *others = _spread(work, x, shape, size)
+    for other in others:
+        total += other
     total = total.reshape(groups, *kernel, channels, outputs // groups)
     return xp.moveaxis(xp.moveaxis(total, -1, 1), -1, 2).reshape(shape)
 
@@ -190,11 +205,12 @@ def _check(x: Ints, weight: Ints, stride: Ints, padding: Pairs, dilation: Ints, 
     return out
 
 
-def _blocks(x: Any, weight_shape: Ints, out: Ints) -> list[slice]:
-    """Slices of the first axis of x, such that the window matrix of each fits into the device's workspace."""
+def _spread(work: Callable[[Sequence[slice]], Any], x: Any, weight_shape: Ints, out: Ints) -> list[Any]:
+    """`work` done on blocks of the first axis of x, such that the window matrix of each fits into the workspace."""
+    backend = backend_of_type(type(x))
     row = x.dtype.itemsize * prod(weight_shape[1:]) * max(1, prod(out))
-    step = max(1, backend_of_type(type(x)).workspace // row)
-    return [slice(i, i + step) for i in range(0, x.shape[0], step)]
+    step = max(1, backend.workspace // row)
+    return backend.spread(work, [slice(i, i + step) for i in range(0, x.shape[0], step)])
 
 
 def _window(k: Ints, stride: Ints, dilation: Ints, out: Ints) -> tuple[slice, ...]:

@@ -128,3 +128,26 @@ def test_a_closed_pool_still_runs_its_parts() -> None:
     runner.start()
     runner.join(5)
     assert done == [0, 1, 2, 3]
+
+
+def test_shares_are_consecutive_and_their_results_in_order() -> None:
+    gn.set_num_threads(3)
+    assert threads.spread(list, range(8)) == [[0, 1], [2, 3, 4], [5, 6, 7]]
+    assert threads.spread(list, [5]) == [[5]] and threads.spread(list, []) == [[]]
+    nested = threads.spread(lambda share: threads.spread(sum, share), range(6))
+    assert nested == [[0 + 1], [2 + 3], [4 + 5]]  # a share is done on one thread
+
+
+def test_convolution_is_the_same_at_every_run_and_nearly_on_any_number_of_threads() -> None:
+    x, w = (gn.asarray(rng.standard_normal(s)) for s in ((40, 8, 32, 32), (16, 8, 3, 3)))
+    results = []
+    for n in (1, 2, 2, 3):
+        gn.set_num_threads(n)
+        a, b = gn.tensor(x, requires_grad=True), gn.tensor(w, requires_grad=True)
+        y = gn.nn.functional.conv2d(a, b, padding=1)
+        (y * y).sum().backward()
+        results.append([y.detach().numpy(), a.grad.numpy(), b.grad.numpy()])
+    for one, two, again, three in zip(*results):
+        np.testing.assert_array_equal(two, again)
+        np.testing.assert_allclose(two, one, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(three, one, rtol=1e-9, atol=1e-9)
