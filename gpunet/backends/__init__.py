@@ -21,6 +21,7 @@ __all__ = [
     "available_devices",
     "backend_of_type",
     "get_backend",
+    "kernel_folder",
     "register_backend",
     "resolve",
     "unregister_backend",
@@ -106,7 +107,8 @@ def available_devices() -> list[str]:
 def resolve(device: Any) -> Device:
     """A Device from a Device, its name, or "auto": the first GPU where there is one, else the CPU."""
     if isinstance(device, str) and device == "auto":
-        return Device(available_devices()[-1 if len(available_devices()) == 1 else 1])
+        cpu, *gpus = available_devices()
+        return Device(gpus[0] if gpus else cpu)
     return device if isinstance(device, Device) else Device(device)
 
 

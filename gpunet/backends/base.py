@@ -62,9 +62,6 @@ class Backend:
         """`function` of raw arrays, guarded by whatever checks and contexts this device needs."""
         return function
 
-    def synchronize(self, device: Device) -> None:
-        """Wait until all work queued on `device` is done."""
-
     def spread(self, work: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> list[Any]:
         """`work` called with consecutive shares of `items`, at the same time if that is quicker; what it returned."""
         return [work(items)]

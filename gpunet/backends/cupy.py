@@ -64,10 +64,6 @@ class CupyBackend(Backend):
         with self.on(device):
             return self.cupy.array(array)
 
-    def synchronize(self, device: Device) -> None:
-        with self.on(device):
-            self.cupy.cuda.get_current_stream().synchronize()
-
     def implement(self, function: Callable[..., Any]) -> Callable[..., Any]:
         array_type = self.array_type
 

@@ -30,7 +30,7 @@ class Device:
             raise DeviceError(f'there is one "cpu" device, got {name!r}')
 
     def __str__(self) -> str:
-        return self.type if self.type in ("cpu", "emulated") else f"{self.type}:{self.index}"
+        return self.type if self.type == "cpu" else f"{self.type}:{self.index}"
 
     def __repr__(self) -> str:
         return f"Device({str(self)!r})"

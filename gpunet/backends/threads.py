@@ -28,7 +28,6 @@ _MULTITHREADED = 200_000
 _lock = threading.Lock()
 _pool: Pool | None = None
 _limit: Any = None  # what keeps BLAS on one thread, once it is
-_chosen: int | None = None  # by set_num_threads
 
 
 class _InWorker(threading.local):
@@ -98,14 +97,11 @@ def pool() -> Pool:
             if _pool is None:
                 from threadpoolctl import threadpool_info, threadpool_limits
 
+                # BLAS's own number of threads honours OMP_NUM_THREADS and the like
                 blas = [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
-                if _limit is None and blas:
+                if blas:
                     _limit = threadpool_limits(1, user_api="blas")
-                    # BLAS's own number of threads honours OMP_NUM_THREADS and the like
-                    default = max(blas)
-                else:
-                    default = _cores() if blas else 1
-                _pool = Pool(_chosen or default)
+                _pool = Pool(max(blas, default=1))
     return _pool
 
 
@@ -117,12 +113,11 @@ def set_num_threads(n: int) -> None:
     Raises:
         ValueError: n is no positive int.
     """
-    global _pool, _chosen
+    global _pool
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"set_num_threads: expected a positive int, got {n!r}")
     old = pool()
     with _lock:
-        _chosen = n
         _pool = Pool(n)
     old.close()
 
@@ -130,10 +125,6 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """How many threads ops on the CPU may use."""
     return pool().size
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _after_fork() -> None:
