@@ -47,6 +47,11 @@ def is_floating(dtype: np.dtype) -> builtins.bool:
     return dtype.kind == "f"
 
 
+def accumulation_dtype(dtype: np.dtype) -> np.dtype:
+    """The type to add up floating-point numbers of `dtype` in: at least float32, lest sums lose their digits."""
+    return float32 if dtype.itemsize < 4 else dtype
+
+
 def result_type(*arrays_and_dtypes: Any) -> np.dtype:
     """The dtype that the arguments (arrays, dtypes, Python scalars) promote to."""
     return np.result_type(*(getattr(a, "dtype", a) for a in arrays_and_dtypes))

@@ -19,7 +19,7 @@ import numpy as np
 import gpunet as gn
 from gpunet import random
 from gpunet.autograd import no_grad
-from gpunet.dtypes import float32, is_floating
+from gpunet.dtypes import accumulation_dtype, float32, is_floating
 from gpunet.errors import DTypeError, ShapeError
 from gpunet.nn.arguments import check_batch, check_channels, check_floating, integers, named_padding, probability
 from gpunet.ops import conv as conv_ops
@@ -709,7 +709,7 @@ class _Classes:
             return losses.reshape(self.shape)
         if reduction == "sum":
             return gn.sum(losses)
-        wide = float32 if losses.dtype == "float16" else losses.dtype
+        wide = accumulation_dtype(losses.dtype)
         kept = self.target != self.ignore_index
         counts = kept if self.weight is None else gn.take(self.weight, self.indices()) * kept
         total = gn.sum(counts, dtype=wide)

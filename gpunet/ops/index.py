@@ -8,7 +8,7 @@ import numpy as np
 
 from gpunet.backends import backend_of_type
 from gpunet.errors import DTypeError, ShapeError
-from gpunet.ops.op import Traced, op
+from gpunet.ops.op import Traced, op, raw
 from gpunet.ops.shape import expand_dims
 
 
@@ -24,15 +24,11 @@ def _raw_index(x: Any, index: Any) -> Any:
     if isinstance(index, (list, tuple, range)):
         index = np.asarray(index, dtype=None if len(index) else np.int64)
     elif isinstance(index, (Traced, np.ndarray)):
-        index = _raw(index).copy()
+        index = raw(index).copy()
     if isinstance(index, np.ndarray) and not isinstance(x, np.ndarray):
         backend = backend_of_type(type(x))
         return backend.from_numpy(index, backend.device_of(x))
     return index
-
-
-def _raw(x: Any) -> Any:
-    return x.data if isinstance(x, Traced) else x
 
 
 def _selects_once(key: Any) -> bool:
@@ -86,7 +82,7 @@ setitem.write = _write
 def _(xp, g, _y, _x, _value, *, key):
     def to_value() -> Any:
         part = getitem(g, key=key)
-        return part if _selects_once(key) else part * _last_written(_raw(g), key)
+        return part if _selects_once(key) else part * _last_written(raw(g), key)
 
     return (lambda: setitem(g, 0.0, key=key)), to_value
 
@@ -122,7 +118,7 @@ def take(xp, x, indices, *, axis=None):
 
 @take.vjp
 def _(xp, g, _y, _x, indices, *, axis):
-    key = (slice(None),) * ((axis or 0) % _x.ndim) + (_raw(indices),)
+    key = (slice(None),) * ((axis or 0) % _x.ndim) + (raw(indices),)
     return _scatter(g, key=key, shape=_x.shape), None
 
 
@@ -139,7 +135,7 @@ def take_along_axis(xp, x, indices, *, axis=-1):
 
 @take_along_axis.vjp
 def _(xp, g, _y, _x, indices, *, axis):
-    return _scatter(g, key=_along(_raw(indices), _x.shape, axis), shape=_x.shape), None
+    return _scatter(g, key=_along(raw(indices), _x.shape, axis), shape=_x.shape), None
 
 
 def _along(indices: Any, shape: tuple[int, ...], axis: int) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpunet.dtypes import float32
+from gpunet.dtypes import accumulation_dtype
 from gpunet.ops.index import one_hot
 from gpunet.ops.op import op
 from gpunet.ops.shape import expand_dims
@@ -49,7 +49,7 @@ def cross_entropy(xp, x, target, weight=None, *, label_smoothing=0.0, ignore_ind
         losses = -xp.sum((shifted - log_sum[:, None]) * q, axis=1)
     if reduction == "none":
         return losses
-    total = xp.sum(losses, dtype=_wide(x))
+    total = xp.sum(losses, dtype=accumulation_dtype(x.dtype))
     if reduction == "mean":
         with np.errstate(divide="ignore", invalid="ignore"):  # 0/0, where nothing counts, is the NaN that is promised
             total = total * _per_row(xp, x, target, weight, ignore_index)
@@ -61,11 +61,7 @@ def _per_row(xp: Any, x: Any, target: Any, weight: Any, ignore_index: int) -> An
     counts = target != ignore_index
     if weight is not None:
         counts = counts * xp.take(weight, xp.where(counts, target, 0), axis=0)
-    return 1.0 / xp.sum(counts, dtype=_wide(x))
-
-
-def _wide(x: Any) -> Any:
-    return float32 if x.dtype == "float16" else x.dtype
+    return 1.0 / xp.sum(counts, dtype=accumulation_dtype(x.dtype))
 
 
 @cross_entropy.vjp

@@ -232,6 +232,11 @@ def op(reference: Any = None, **flags: bool) -> Any:
     return Op(reference, **flags)
 
 
+def raw(x: Any) -> Any:
+    """The raw array of a Tensor; anything else as it is."""
+    return x.data if isinstance(x, Traced) else x
+
+
 def describe(args: tuple[Any, ...]) -> str:
     """Shapes and dtypes of an op's arguments, for error messages: "(3, 4) float32 and (5,) float32"."""
     words = [f"{tuple(a.shape)} {a.dtype}" if hasattr(a, "dtype") else repr(a) for a in args if a is not None]

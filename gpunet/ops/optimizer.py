@@ -15,15 +15,9 @@ from collections.abc import Iterator, Sequence
 from math import sqrt
 from typing import Any
 
-import numpy as np
-
 from gpunet.backends import backend_of_type
+from gpunet.dtypes import accumulation_dtype
 from gpunet.ops.op import op
-
-
-def state_dtype(dtype: np.dtype) -> np.dtype:
-    """The dtype in which parameters of `dtype` are updated and have their state: at least float32."""
-    return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
 
 
 @op
@@ -138,7 +132,7 @@ def _blocks(
     they share the calls, and written back afterwards. The gradients may be the caller's own: a rule does not write to
     them.
     """
-    dtype = state_dtype(params[0].dtype)
+    dtype = accumulation_dtype(params[0].dtype)
     # Eight arrays of a block's size are in use at a time: at most two of parameters, one of gradients, three of state,
     # two of temporary values.
     limit = backend_of_type(type(params[0])).workspace // (8 * dtype.itemsize)

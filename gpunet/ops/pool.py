@@ -6,7 +6,6 @@ the gradient of that is read from there (`pick`). Sums and their gradients (`spr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
 from math import prod
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from gpunet.backends import backend_of_type
 from gpunet.errors import ShapeError
 from gpunet.ops.matmul import tensordot
-from gpunet.ops.op import Traced, op
+from gpunet.ops.op import op, raw
 from gpunet.ops.shape import moveaxis
 
 Ints = tuple[int, ...]
@@ -32,11 +31,12 @@ def output_size(n: int, kernel: int, stride: int, pad: int, dilation: int, ceil_
     return out
 
 
-def _windows(kernel: Ints, stride: Ints, dilation: Ints, out: Ints) -> Iterator[tuple[int, tuple[slice, ...]]]:
-    """For each place in a window: its number, and where it lies in a padded input, as an index for the spatial axes."""
-    for number, k in enumerate(product(*map(range, kernel))):
-        spatial = tuple(slice(i * d, i * d + s * (n - 1) + 1, s) for i, s, d, n in zip(k, stride, dilation, out))
-        yield number, (slice(None), slice(None), *spatial)
+def _windows(kernel: Ints, stride: Ints, dilation: Ints, out: Ints) -> list[tuple[slice, ...]]:
+    """For each place in a window, in C order: where it lies in a padded input (N, C, *spatial), for all windows."""
+    return [
+        (slice(None), slice(None), *(slice(i * d, i * d + s * (n - 1) + 1, s) for i, s, d, n in axes))
+        for axes in (zip(k, stride, dilation, out) for k in product(*map(range, kernel)))
+    ]
 
 
 def _geometry(x: Any, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool) -> tuple[Ints, Ints]:
@@ -91,6 +91,11 @@ def _inside(lengths: Ints, padding: Ints) -> tuple[slice, ...]:
     return (slice(None), slice(None), *(slice(p, p + n) for n, p in zip(lengths, padding)))
 
 
+def _least(xp: Any, dtype: Any) -> Any:
+    """What is no larger than any number of `dtype`, so that padding never is the maximum."""
+    return -xp.inf if dtype.kind == "f" else xp.iinfo(dtype).min
+
+
 @op
 def max_pool(xp, x, *, kernel, stride, padding, dilation, ceil_mode=False):
     """The maximum of each window; NaN where the window has one.
@@ -104,9 +109,8 @@ def max_pool(xp, x, *, kernel, stride, padding, dilation, ceil_mode=False):
         (N, C, *output).
     """
     out, covered = _geometry(x.shape, kernel, stride, padding, dilation, ceil_mode)
-    lowest = xp.finfo(x.dtype).min if x.dtype.kind == "f" else xp.iinfo(x.dtype).min
-    source = _padded(xp, x, padding, covered, -xp.inf if x.dtype.kind == "f" else lowest)
-    first, *others = (source[window] for _number, window in _windows(kernel, stride, dilation, out))
+    source = _padded(xp, x, padding, covered, _least(xp, x.dtype))
+    first, *others = (source[window] for window in _windows(kernel, stride, dilation, out))
     if not others:
         return first.copy()
     y = xp.maximum(first, others[0])
@@ -129,10 +133,12 @@ def max_offsets(xp, x, y, *, kernel, stride, padding, dilation):
     """
     dtype = xp.uint8 if prod(kernel) <= 255 else xp.int32
     covered = _covered(x.shape[2:], y.shape[2:], kernel, stride, padding, dilation)
-    source = _padded(xp, x, padding, covered, -xp.inf if x.dtype.kind == "f" else xp.iinfo(x.dtype).min)
+    source = _padded(xp, x, padding, covered, _least(xp, x.dtype))
     offsets = xp.zeros_like(y, dtype=dtype)
-    windows = list(_windows(kernel, stride, dilation, y.shape[2:]))
-    for _number, window in reversed(windows[:-1]):  # how many places in a row, from the first one on, are not it
+    for window in reversed(
+        _windows(kernel, stride, dilation, y.shape[2:])[:-1]
+        # How many places in a row, from the first one on, are not it: Horner's scheme, from the last place but one.
+    ):
         offsets += 1
         offsets *= source[window] != y
     return offsets
@@ -145,7 +151,7 @@ def unpool(xp, g, offsets, *, shape, kernel, stride, padding, dilation):
     out = _empty_like_layout(xp, g, covered)
     out[...] = 0
     disjoint = all(s >= d * (k - 1) + 1 for s, d, k in zip(stride, dilation, kernel))
-    for number, window in _windows(kernel, stride, dilation, g.shape[2:]):
+    for number, window in enumerate(_windows(kernel, stride, dilation, g.shape[2:])):
         if disjoint:
             xp.multiply(g, offsets == number, out=out[window])
         else:
@@ -164,7 +170,7 @@ def pick(xp, x, offsets, *, kernel, stride, padding, dilation):
     covered = _covered(x.shape[2:], offsets.shape[2:], kernel, stride, padding, dilation)
     source = _padded(xp, x, padding, covered, 0)
     y = xp.zeros(offsets.shape, dtype=x.dtype)
-    for number, window in _windows(kernel, stride, dilation, offsets.shape[2:]):
+    for number, window in enumerate(_windows(kernel, stride, dilation, offsets.shape[2:])):
         y += source[window] * (offsets == number)
     return y
 
@@ -182,7 +188,7 @@ def window_sum(xp, x, *, kernel, stride, padding, ceil_mode=False):
     out, covered = _geometry(x.shape, kernel, stride, padding, ones, ceil_mode)
     source = _padded(xp, x, padding, covered, 0)
     y = None
-    for _number, window in _windows(kernel, stride, ones, out):
+    for window in _windows(kernel, stride, ones, out):
         if y is None:
             y = source[window].copy()
         else:
@@ -201,7 +207,7 @@ def spread(xp, g, *, shape, kernel, stride, padding, ceil_mode):
     ones = (1,) * len(kernel)
     out = _empty_like_layout(xp, g, _covered(shape[2:], g.shape[2:], kernel, stride, padding, ones))
     out[...] = 0
-    for _number, window in _windows(kernel, stride, ones, g.shape[2:]):
+    for window in _windows(kernel, stride, ones, g.shape[2:]):
         out[window] += g
     return out[_inside(shape[2:], padding)]
 
@@ -257,6 +263,6 @@ def adaptive_avg_pool(x: Any, *, output_size: Ints) -> Any:
 
 def _constant(values: Any, like: Any) -> Any:
     """A NumPy array as a raw array of the dtype and on the device of `like`, a Tensor or a raw array."""
-    raw = like.data if isinstance(like, Traced) else like
-    backend = backend_of_type(type(raw))
-    return backend.from_numpy(values.astype(raw.dtype), backend.device_of(raw))
+    array = raw(like)
+    backend = backend_of_type(type(array))
+    return backend.from_numpy(values.astype(array.dtype), backend.device_of(array))

@@ -11,9 +11,9 @@ import numpy as np
 from gpunet import autograd
 from gpunet.backends import Backend, Device, backend_of_type
 from gpunet.creation import asarray
+from gpunet.dtypes import accumulation_dtype
 from gpunet.errors import DeviceError, DTypeError, GradientError, ShapeError
 from gpunet.ops.op import Op
-from gpunet.ops.optimizer import state_dtype
 from gpunet.tensor import Tensor
 
 # Keys of a parameter group that are no options. `initial_lr` is the learning-rate schedulers'.
@@ -481,7 +481,7 @@ class _Bucket:
             slot.start, slot.stop = self.size, self.size + slot.data.size
             self.size = slot.stop
         self.backend: Backend = backend_of_type(type(slots[0].data))
-        self.dtype = state_dtype(slots[0].data.dtype)
+        self.dtype = accumulation_dtype(slots[0].data.dtype)
         self.state: dict[str, Any] = {}
 
     def add(self, name: str, value: float) -> None:

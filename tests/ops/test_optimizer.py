@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gpunet.backends import Device, get_backend
+from gpunet.dtypes import accumulation_dtype
 from gpunet.ops import optimizer as rules
 
 DECAY: dict[str, Any] = {"weight_decay": 0.1, "maximize": True}
@@ -69,7 +70,7 @@ def run(
     def pieces(seed: int) -> list[Any]:
         return [backend.from_numpy(a.copy(), where) for a in np.split(draw(total, dtype, seed), ends)]
 
-    wide = rules.state_dtype(np.dtype(dtype)).name
+    wide = accumulation_dtype(np.dtype(dtype)).name
     params, grads = pieces(0), pieces(1)
     arrays = [backend.from_numpy(draw(total, wide, 2 + i), where) if on else None for i, on in enumerate(state)]
     rule.implementation(type(params[0]))(params, grads, *arrays, **numbers)
@@ -82,7 +83,7 @@ def run(
 def test_each_element_gets_its_own_update(name: str, sizes: list[int], dtype: str, device: str) -> None:
     rule, state, numbers = RULES[name]
     params, grads, arrays = run(rule, sizes, dtype, device, state, numbers)
-    total, wide = sum(sizes), rules.state_dtype(np.dtype(dtype)).name
+    total, wide = sum(sizes), accumulation_dtype(np.dtype(dtype)).name
     # What was expected: a thousand elements at a time, each time as the only parameter.
     p, g = draw(total, dtype, 0).astype(wide), draw(total, dtype, 1).astype(wide)
     expected = [draw(total, wide, 2 + i) if on else None for i, on in enumerate(state)]
