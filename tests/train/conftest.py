@@ -1,10 +1,7 @@
 import io
 import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `small_run`, which the tests here share
 
 
 @pytest.fixture

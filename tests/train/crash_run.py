@@ -2,9 +2,8 @@
 
 import sys
 
-from small_run import make
-
 from gpunet import io, train
+from tests.train.small_run import make
 
 
 class Announce(train.Callback):

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from small_run import assert_same_bits, digits, make, weights
 
 import gpunet as gn
 from gpunet import data, nn, optim, train
 from gpunet.errors import ShapeError
 from gpunet.nn import functional as F
+from tests.train.small_run import assert_same_bits, digits, make, weights
 
 X = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(np.int64)

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from small_run import assert_same_bits, weights
 
 import gpunet as gn
 from gpunet import io, nn, optim, train
 from gpunet.train import NonFiniteError
+from tests.train.small_run import assert_same_bits, weights
 
 X = np.random.default_rng(0).standard_normal((24, 4)).astype(np.float32)
 Y = np.arange(24) % 2

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_run import assert_same_bits, make, weights
 
 from gpunet import io, train
 from gpunet.errors import FileFormatError
+from tests.train.small_run import assert_same_bits, make, weights
 
 EPOCHS = 4
 KILLS = int(os.environ.get("KILLS", 5))  # how often to kill the run below; 50 takes about a minute

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from small_run import assert_same_bits, weights
 
 import gpunet as gn
 from gpunet import data, nn, optim, train
 from gpunet.errors import ShapeError
+from tests.train.small_run import assert_same_bits, weights
 
 X = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(np.int64)
