@@ -135,10 +135,8 @@ def max_offsets(xp, x, y, *, kernel, stride, padding, dilation):
     covered = _covered(x.shape[2:], y.shape[2:], kernel, stride, padding, dilation)
     source = _padded(xp, x, padding, covered, _least(xp, x.dtype))
     offsets = xp.zeros_like(y, dtype=dtype)
-    for window in reversed(
-        _windows(kernel, stride, dilation, y.shape[2:])[:-1]
-        # How many places in a row, from the first one on, are not it: Horner's scheme, from the last place but one.
-    ):
+    # How many places in a row, from the first one on, are not it: Horner's scheme, from the last place but one.
+    for window in _windows(kernel, stride, dilation, y.shape[2:])[-2::-1]:
         offsets += 1
         offsets *= source[window] != y
     return offsets
