@@ -19,3 +19,7 @@ class GradientError(RuntimeError):
 
 class FileFormatError(ValueError):
     """A file that is truncated, damaged, or not of the format it should be."""
+
+
+class KernelError(RuntimeError):
+    """A CUDA kernel that does not compile, that misbehaved on the emulated device, or that the device would not launch."""
