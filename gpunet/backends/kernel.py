@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,21 @@ def capability(architecture: str) -> int:
     if match is None:
         raise ValueError(f'expected an architecture such as "sm_80" or "sm_90a", got {architecture!r}')
     return int(match[1])
+
+
+_families: list[Callable[[], Iterable[Variant]]] = []
+
+
+def register_variants(family: Callable[[], Iterable[Variant]]) -> Callable[[], Iterable[Variant]]:
+    """Make known all the variants that a family of ops may ask for, so that each can be compiled and checked ahead of
+    time. Usable as a decorator."""
+    _families.append(family)
+    return family
+
+
+def all_variants() -> list[Variant]:
+    """Every variant that was made known, once each."""
+    return list(dict.fromkeys(variant for family in _families for variant in family()))
 
 
 class Launcher:
