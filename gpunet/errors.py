@@ -22,4 +22,4 @@ class FileFormatError(ValueError):
 
 
 class KernelError(RuntimeError):
-    """A CUDA kernel that does not compile, that misbehaved on the emulated device, or that the device would not launch."""
+    """A CUDA kernel that does not compile, misbehaves on the emulated device, or cannot be launched."""

@@ -6,6 +6,7 @@ from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Va
 from operator import index
 from typing import Any, TypeVar, overload
 
+from gpunet.nn.fusion import call_feed_forward, feed_forward_end
 from gpunet.nn.module import Module
 from gpunet.nn.parameter import Parameter
 
@@ -94,6 +95,9 @@ class Sequential(_Sequence):
 
     `model[0]`, `model[-1]` are its modules, `model[:2]` is a Sequential of some of them, which it shares.
 
+    Where Linear layers follow each other with ReLU, GELU or SiLU between them, and the device has kernels for products,
+    they run as one op (`gpunet.ops.feed_forward`), in which the products do what stands between them.
+
     Args:
         modules: in the order in which they are called; or one dict of them, which gives them names.
 
@@ -109,8 +113,15 @@ class Sequential(_Sequence):
             self.extend(modules)  # type: ignore[arg-type]  # add_module checks
 
     def forward(self, x: Any) -> Any:
-        for module in self._parts().values():
-            x = module(x)
+        parts = list(self._parts().values())
+        i = 0
+        while i < len(parts):
+            end = feed_forward_end(parts, i, x)
+            if end > i + 1:
+                x = call_feed_forward(parts[i:end], x)
+            else:
+                x = parts[i](x)
+            i = max(end, i + 1)
         return x
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpunet.errors import ShapeError
+from gpunet.ops import gemm
 from gpunet.ops.op import op
 from gpunet.ops.reduce import sum
 from gpunet.ops.shape import axis_of, expand_dims, matrix_transpose, moveaxis, permute_dims, reshape
@@ -24,9 +25,24 @@ def matmul(xp, a, b):
     Raises:
         ShapeError: the inner dimensions differ.
     """
+    _check_inner(a, b)
+    return xp.matmul(a, b)
+
+
+def _check_inner(a: Any, b: Any) -> None:
     if not a.ndim or not b.ndim or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
         raise ShapeError(f"matmul: the inner dimensions of {tuple(a.shape)} and {tuple(b.shape)} differ")
-    return xp.matmul(a, b)
+
+
+@matmul.kernel("matmul")
+def _(launcher, a, b):
+    _check_inner(a, b)
+    y = gemm.multiply(launcher, a[None] if a.ndim == 1 else a, b[:, None] if b.ndim == 1 else b)
+    if y is NotImplemented or (a.ndim > 1 and b.ndim > 1):
+        return y
+    return y.reshape(
+        y.shape[: len(y.shape) - 2] + (y.shape[-2:-1] if a.ndim > 1 else y.shape[-1:] if b.ndim > 1 else ())
+    )
 
 
 @matmul.vjp
@@ -64,13 +80,7 @@ def linear(xp, x, weight, bias=None):
     Raises:
         ShapeError: x does not have in_features columns, or the bias is not of shape (out_features,).
     """
-    if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
-        raise ShapeError(
-            f"linear: a weight of shape {tuple(weight.shape)} takes an input of shape (..., {weight.shape[-1]}), "
-            f"got {tuple(x.shape)}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ShapeError(f"linear: expected a bias of shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
+    check_linear("linear", x, weight, bias)
     rows = x if x.ndim <= 2 else xp.reshape(x, (-1, x.shape[-1]))  # one product of matrices, not a batch of small ones
     y = xp.matmul(rows, weight.T)
     if bias is not None:
@@ -79,6 +89,31 @@ def linear(xp, x, weight, bias=None):
         else:
             y = y + bias
     return y if x.ndim <= 2 else xp.reshape(y, (*x.shape[:-1], weight.shape[0]))
+
+
+def check_linear(name: str, x: Any, weight: Any, bias: Any) -> None:
+    """Raise ShapeError, in the name of an op, if the arguments of `linear` do not fit each other."""
+    if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
+        raise ShapeError(
+            f"{name}: a weight of shape {tuple(weight.shape)} takes an input of shape (..., {weight.shape[-1]}), "
+            f"got {tuple(x.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ShapeError(f"{name}: expected a bias of shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
+
+
+@linear.kernel("matmul")
+def _(launcher, x, weight, bias):
+    check_linear("linear", x, weight, bias)
+    return launch_linear(launcher, x, weight, bias)
+
+
+def launch_linear(launcher: Any, x: Any, weight: Any, bias: Any, **epilogue: Any) -> Any:
+    """`linear` by a kernel, with more for `gemm.multiply` to do at its end; or NotImplemented."""
+    if bias is not None and (bias.dtype != x.dtype or not bias.flags.c_contiguous):
+        return NotImplemented
+    y = gemm.multiply(launcher, x if x.ndim > 1 else x[None], weight.T, bias=bias, **epilogue)
+    return y if y is NotImplemented or x.ndim > 1 else y[0]
 
 
 @linear.vjp

@@ -70,6 +70,11 @@ def kernels(mode: str) -> Iterator[None]:
         _mode.kernels = before
 
 
+def kernels_mode() -> str:
+    """What `kernels` was last given, in this thread."""
+    return _mode.kernels
+
+
 class Op:
     """An operation: its reference, its derivative, its kernel candidates. Made by `op`; see the module's docstring."""
 
@@ -158,7 +163,7 @@ class Op:
         self, name: str, *, when: Callable[..., bool] = lambda *args, **params: True
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Declare a kernel candidate: `launch(launcher(name), *arrays, **params)`, used where `when(*arrays, **params)`
-        is true.
+        is true, unless it returns NotImplemented.
 
         Candidates are tried in the order of their declaration.
         """
@@ -192,7 +197,9 @@ class Op:
             if _mode.kernels != "off":
                 for when, launch in candidates:
                     if when(*args, **self.defaults | params):
-                        return launch(*args, **self.defaults | params)
+                        y = launch(*args, **self.defaults | params)
+                        if y is not NotImplemented:
+                            return y
                 if _mode.kernels == "force":
                     raise DeviceError(f"{self.name}: none of its kernels applies to {describe(args)}, {params}")
             return reference(*args, **params)

@@ -1,0 +1,527 @@
+"""How a matrix product is launched: which kernel of kernels/matmul_*.cu, with which tile, in which grid.
+
+`multiply` makes a `Plan` once for each combination of shapes, strides, alignment and types it meets, and launches it.
+A plan takes the kernel that a model of their times says is the quickest; the model's rates are in gemm.json. Where a
+tuning run on a GPU measured another kernel to be the best for shapes of about this size, gemm.json names that one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import product
+from pathlib import Path
+from struct import Struct
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpunet.backends.kernel import Launcher, Variant, capability, register_variants
+from gpunet.dtypes import get_float32_precision
+
+# The activations of an epilogue as kernels/matmul.cuh numbers them; DERIVATIVE is added to one of them.
+ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
+DERIVATIVE = 5
+
+# The fields of `MatmulArgs` in kernels/matmul.cuh: seven pointers, and what a plan knows beforehand.
+_POINTERS = Struct("7P")
+_CONSTANTS = Struct("9q10q2d8i")
+
+_MOST = 2**31 - 1  # kernels count rows, columns and tiles in 32 bits; offsets have 64
+_MOST_Y = 65535  # the most blocks along a grid's second axis; a kernel's blocks take several products each, if need be
+
+
+# --- the problem ------------------------------------------------------------------------------------------------------
+
+
+class Operand(NamedTuple):
+    """A matrix: its strides, counted in elements; and the largest power of two up to 16 that divides, in bytes, its
+    address and all of its strides, those of the batch too, but that of adjacent elements."""
+
+    row: int
+    col: int
+    alignment: int
+
+
+class Axis(NamedTuple):
+    """An axis of the batch: its length, and its strides in A, B and C; 0 where it is broadcast over."""
+
+    length: int
+    a: int
+    b: int
+    c: int
+
+
+class Problem(NamedTuple):
+    """C = A B as the kernels see it: C (M, N), A (M, K), B (K, N), for each index of the batch axes.
+
+    Attributes:
+        dtype: of the arrays, by name.
+        compute: what products are computed in: `dtype`, or "tf32".
+        batch: its axes, none of them of length 1, and no two that could be taken as one. C is contiguous.
+    """
+
+    dtype: str
+    compute: str
+    m: int
+    n: int
+    k: int
+    batch: tuple[Axis, ...]
+    a: Operand
+    b: Operand
+
+    @property
+    def products(self) -> int:
+        """How many products there are."""
+        return math.prod(axis.length for axis in self.batch)
+
+    @property
+    def itemsize(self) -> int:
+        return _ITEMSIZES[self.dtype]
+
+    @property
+    def layouts(self) -> tuple[str, str]:
+        """Along which axis the elements of A and of B are adjacent."""
+        return _layout(self.a.col, self.a.row), _layout(self.b.row, self.b.col)
+
+    @property
+    def alignment(self) -> int:
+        return min(self.a.alignment, self.b.alignment)
+
+
+def _layout(k_stride: int, mn_stride: int) -> str:
+    return "K_MAJOR" if k_stride == 1 else "MN_MAJOR" if mn_stride == 1 else "STRIDED"
+
+
+_ITEMSIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def _problem(a: Any, b: Any, addresses: tuple[int, int]) -> Problem | None:
+    """The product of a (..., M, K) and b (..., K, N), or None where the kernels cannot address them."""
+    dtype = a.dtype.name
+    itemsize = _ITEMSIZES.get(dtype)
+    if itemsize is None or b.dtype != a.dtype or any(s % itemsize for s in (*a.strides, *b.strides)):
+        return None
+    (m, k), n = a.shape[-2:], b.shape[-1]
+    if max(m, n, k, *a.shape, *b.shape) > _MOST:
+        return None
+    a_row, a_col = _matrix_strides(a, itemsize)
+    b_row, b_col = _matrix_strides(b, itemsize)
+    axes = _batch_axes(a, b, itemsize, m * n)
+    # Where all products share B, and A's matrices follow each other as their rows do, all rows are one matrix's.
+    if axes and axes[-1].b == 0 and (m == 1 or axes[-1].a == m * a_row) and m * axes[-1].length <= _MOST:
+        rows = axes.pop()
+        a_row = rows.a if m == 1 else a_row
+        m *= rows.length
+    compute = "tf32" if dtype == "float32" and get_float32_precision() == "high" else dtype
+    return Problem(
+        dtype,
+        compute,
+        m,
+        n,
+        k,
+        tuple(axes),
+        Operand(a_row, a_col, _alignment(addresses[0], itemsize, a_row, a_col, *(axis.a for axis in axes))),
+        Operand(b_row, b_col, _alignment(addresses[1], itemsize, b_row, b_col, *(axis.b for axis in axes))),
+    )
+
+
+def _matrix_strides(x: Any, itemsize: int) -> tuple[int, int]:
+    """The strides of the last two axes. That of an axis of length 1 is never used: it gets one that suits kernels."""
+    rows, cols = x.shape[-2:]
+    row, col = (s // itemsize for s in x.strides[-2:])
+    if cols == 1:
+        col = _wide(rows) if row == 1 and rows > 1 else 1
+    if rows == 1:
+        row = _wide(cols) if col == 1 else 1
+    return row, col
+
+
+def _wide(length: int) -> int:
+    """A stride beyond `length` elements that is aligned for every type."""
+    return -(-length // 16) * 16
+
+
+def _batch_axes(a: Any, b: Any, itemsize: int, c_stride: int) -> list[Axis]:
+    """The axes before the last two, those merged that strides allow to be taken as one."""
+    axes: list[Axis] = []
+    for i in range(-3, -max(a.ndim, b.ndim) - 1, -1):
+        (length_a, stride_a), (length_b, stride_b) = _axis(a, i), _axis(b, i)
+        length = length_b if length_a == 1 else length_a
+        if length == 1:
+            continue
+        axis = Axis(length, stride_a // itemsize, stride_b // itemsize, c_stride)
+        c_stride *= length
+        if axes and axis[1:] == tuple(axes[0].length * stride for stride in axes[0][1:]):
+            axes[0] = axes[0]._replace(length=length * axes[0].length)
+        else:
+            axes.insert(0, axis)
+    return axes
+
+
+def _axis(x: Any, i: int) -> tuple[int, int]:
+    """Length and stride in bytes of axis i, counted from the end; an axis that is missing or broadcast has stride 0."""
+    return (1, 0) if -i > x.ndim or x.shape[i] == 1 else (x.shape[i], x.strides[i])
+
+
+def _alignment(address: int, itemsize: int, *strides: int) -> int:
+    return math.gcd(16, address, *(s * itemsize for s in strides if s != 1))
+
+
+# --- the kernels ------------------------------------------------------------------------------------------------------
+
+
+class Choice(NamedTuple):
+    """A way to compute a problem.
+
+    Attributes:
+        tile: the name of its kernel and tile in gemm.json.
+        variant: the kernel.
+        m, n, k: the part of C that a block makes at a time, and how far along K it goes in one step.
+        splits: the number of parts that the sum over K is cut into; a second kernel adds them up.
+        persistent: whether blocks stay and take one tile after another.
+    """
+
+    tile: str
+    variant: Variant
+    m: int
+    n: int
+    k: int
+    splits: int = 1
+    persistent: bool = False
+
+
+# What kernels call the types.
+_NUMBERS = {"float64": "double", "float32": "float", "tf32": "tf32", "float16": "half", "bfloat16": "bfloat16"}
+
+_LAYOUTS = tuple(product(("K_MAJOR", "MN_MAJOR"), repeat=2))
+
+
+class SimtTile(NamedTuple):
+    """Template arguments of matmul_simt: a block's tile and a warp's part of it."""
+
+    m: int
+    n: int
+    k: int
+    warp_m: int
+    warp_n: int
+
+
+_SIMT_TILES = {
+    4: (SimtTile(128, 128, 8, 64, 32), SimtTile(64, 64, 8, 32, 32), SimtTile(32, 32, 8, 16, 16)),
+    8: (SimtTile(64, 64, 8, 32, 32), SimtTile(32, 32, 8, 16, 16)),
+}
+
+
+def _simt_variant(number: str, tile: SimtTile, layouts: tuple[str, str], vector: int) -> Variant:
+    arguments = ", ".join(map(str, (number, *tile, *layouts, vector)))
+    threads = tile.m // tile.warp_m * (tile.n // tile.warp_n) * 32
+    return Variant("matmul_simt", f"matmul_simt<{arguments}>", threads, registers=65536 // 512, instructions=())
+
+
+def _simt(problem: Problem, architecture: str) -> Iterator[Choice]:
+    number = _NUMBERS[problem.dtype]
+    layouts = problem.layouts
+    vector = 1
+    if "STRIDED" in layouts:
+        layouts = ("STRIDED", "STRIDED")
+    elif _vectors_fit(problem, 16 // problem.itemsize):
+        vector = 16 // problem.itemsize
+    for tile in _SIMT_TILES[8 if number == "double" else 4]:
+        yield Choice(f"simt {tile.m}x{tile.n}", _simt_variant(number, tile, layouts, vector), tile.m, tile.n, tile.k)
+
+
+def _vectors_fit(problem: Problem, vector: int) -> bool:
+    """Whether both operands can be read in vectors of 16 bytes: they are aligned, and no vector is cut by an edge."""
+    lengths = (
+        problem.k if problem.layouts[0] == "K_MAJOR" else problem.m,
+        problem.k if problem.layouts[1] == "K_MAJOR" else problem.n,
+    )
+    return min(problem.a.alignment, problem.b.alignment) == 16 and not any(length % vector for length in lengths)
+
+
+def _vector(problem: Problem, architecture: str) -> Iterator[Choice]:
+    return iter(())
+
+
+_TIERS: tuple[Callable[[Problem, str], Iterator[Choice]], ...] = (_simt, _vector)
+
+
+def _kernels(problem: Problem, architecture: str) -> list[Choice]:
+    """The kernels that can compute a problem, not split."""
+    return [choice for tier in _TIERS for choice in tier(problem, architecture)]
+
+
+def _reduction(problem: Problem) -> tuple[Variant, tuple[int, int, int]]:
+    """The kernel that adds up the parts of a split sum, and its grid."""
+    number = _NUMBERS[problem.dtype]
+    variant = Variant("matmul_reduce", f"matmul_reduce<{number}>", 256)
+    elements = problem.m * problem.n
+    return variant, (-(-elements // 1024), min(problem.products, _MOST_Y), 1)
+
+
+def _maps(problem: Problem, choice: Choice) -> tuple[tuple[Any, ...], ...]:
+    return ()
+
+
+# --- the choice -------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return json.loads(Path(__file__).with_name("gemm.json").read_text())["architectures"]
+
+
+@cache
+def _rates(architecture: str) -> dict[str, Any]:
+    """What gemm.json knows of the architecture, or else of the nearest one below it."""
+    table = _table()
+    if architecture in table:
+        return table[architecture]
+    below = [name for name in table if not name.endswith("a") and capability(name) <= capability(architecture)]
+    return table[max(below, key=capability)]
+
+
+def bucket(problem: Problem) -> str:
+    """What gemm.json files the best choice for problems of this kind and about this size under: "float32 K_MAJOR
+    MN_MAJOR 1024x512x256", with M (of all products together), N and K rounded to powers of two."""
+    sizes = (problem.m * problem.products, problem.n, problem.k)
+    rounded = "x".join(str(2 ** round(math.log2(max(size, 1)))) for size in sizes)
+    return f"{problem.compute} {' '.join(problem.layouts)} {rounded}"
+
+
+def choices(problem: Problem, architecture: str, processors: int) -> list[Choice]:
+    """The ways to compute a problem on an architecture with this many multiprocessors, the quickest first."""
+    rates = _rates(architecture)
+    found = [
+        choice._replace(splits=splits)
+        for choice in _kernels(problem, architecture)
+        for splits in _splits(problem, choice, processors)
+    ]
+    best = rates["best"].get(bucket(problem))
+    return sorted(found, key=lambda c: (f"{c.tile} / {c.splits}" != best, predict(problem, c, processors, rates)))
+
+
+def _tiles(problem: Problem, choice: Choice) -> int:
+    return -(-problem.m // choice.m) * -(-problem.n // choice.n) * problem.products
+
+
+def _splits(problem: Problem, choice: Choice, processors: int) -> list[int]:
+    """The numbers of parts worth a look: blocks for every processor, and work enough in each block."""
+    if choice.persistent or choice.tile == "vector":
+        return [1]
+    room = min(4 * processors // max(_tiles(problem, choice), 1), problem.k // (8 * choice.k))
+    return [1, *(s for s in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if s <= room)]
+
+
+def predict(problem: Problem, choice: Choice, processors: int, rates: dict[str, Any]) -> float:
+    """Seconds that a choice should take.
+
+    A processor's blocks run in rounds of `resident` at a time. A full round takes as long as its products at the
+    kernel's rate; one of fewer blocks hides less of their waiting and gains only by the square root. The first steps
+    along K wait for memory. Parts of a split sum are written, and read by a second launch. No product is quicker than
+    its operands are read.
+    """
+    rate, resident = rates["rates"][problem.compute][choice.tile]
+    steps = -(-problem.k // (choice.k * choice.splits)) + rates["ramp"]
+    block = 2.0 * choice.m * choice.n * choice.k * steps * processors / rate
+    rounds, rest = divmod(-(-_tiles(problem, choice) * choice.splits // processors), resident)
+    seconds = rates["launch"] + block * (rounds * resident + math.sqrt(rest * resident))
+    products = problem.products
+    if choice.splits > 1:
+        partial = problem.m * problem.n * products * choice.splits * max(problem.itemsize, 4)
+        seconds += rates["launch"] + 2 * partial / rates["bandwidth"]
+    read = (problem.m * problem.k + problem.k * problem.n) * products * problem.itemsize
+    return max(seconds, rates["launch"] + read / rates["bandwidth"])
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+class Epilogue(NamedTuple):
+    """What is done with the products, as in kernels/matmul.cuh: which arrays there are, and how they are used.
+
+    Attributes:
+        bias, residual, aux: whether there is one.
+        activation: one of ACTIVATIONS' values, with DERIVATIVE added or not.
+        alpha, beta: factors of the product and of what C held before.
+    """
+
+    bias: bool = False
+    residual: bool = False
+    aux: bool = False
+    activation: int = 0
+    alpha: float = 1.0
+    beta: float = 0.0
+
+
+class Launch(NamedTuple):
+    """One launch of a plan.
+
+    Attributes:
+        constants: the fields of MatmulArgs behind the pointers.
+        swapped: whether A and B have changed places, to compute the transposed product.
+        offsets: bytes from the first element of A, of B and of C to those this launch begins with.
+        maps: for each operand that the kernel reads through a tensor map, what `Launcher.tensor_map` wants to know.
+    """
+
+    variant: Variant
+    grid: tuple[int, int, int]
+    constants: bytes
+    swapped: bool = False
+    offsets: tuple[int, int, int] = (0, 0, 0)
+    maps: tuple[tuple[Any, ...], ...] = ()
+
+
+class Plan(NamedTuple):
+    """How to compute one product: its result's shape, its launches, and the elements of the workspace they share."""
+
+    shape: tuple[int, ...]
+    launches: tuple[Launch, ...]
+    workspace: int
+    compute: Any
+
+
+_plans: dict[Any, Plan | None] = {}
+_MOST_PLANS = 4096
+
+
+def multiply(
+    launcher: Launcher,
+    a: Any,
+    b: Any,
+    *,
+    bias: Any = None,
+    residual: Any = None,
+    aux: Any = None,
+    activation: str | None = None,
+    derivative: bool = False,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    out: Any = None,
+) -> Any:
+    """activation(alpha a @ b + beta out + bias) + residual, in one launch (two where the sum is split).
+
+    Args:
+        launcher: of the device that all arrays are on.
+        a: (..., M, K), of any strides.
+        b: (..., K, N), of a's dtype and any strides. The batch axes broadcast.
+        bias: (N,), contiguous.
+        residual: (..., M, N), the shape of the result, C-contiguous.
+        aux: like residual. Receives the sum before the activation; with `derivative`, holds it.
+        activation: None, "relu", "gelu", "gelu_tanh" or "silu".
+        derivative: multiply by the activation's derivative at `aux` instead of applying it.
+        out: where the result goes: its shape, C-contiguous. A new array if None.
+
+    Returns:
+        (..., M, N), or NotImplemented where no kernel applies: another dtype, axes of more than 2^31 - 1 elements,
+        strides that are no multiples of the element, or where gemm.json says that the array library is quicker.
+    """
+    addresses = (launcher.pointer(a), launcher.pointer(b))
+    epilogue = Epilogue(
+        bias is not None,
+        residual is not None,
+        aux is not None,
+        ACTIVATIONS[activation] + (DERIVATIVE if derivative else 0),
+        alpha,
+        beta,
+    )
+    key = (
+        a.shape, a.strides, addresses[0] & 15, b.shape, b.strides, addresses[1] & 15, a.dtype, b.dtype,
+        epilogue, launcher.architecture, launcher.processors, get_float32_precision(),
+    )  # fmt: skip
+    try:
+        plan = _plans[key]
+    except KeyError:
+        if len(_plans) >= _MOST_PLANS:
+            _plans.clear()
+        plan = _plans[key] = make_plan(launcher, a, b, addresses, epilogue)
+    if plan is None:
+        return NotImplemented
+    if out is None:
+        out = launcher.empty(plan.shape, a.dtype)
+    run(launcher, plan, addresses, out, bias, residual, aux)
+    return out
+
+
+def run(
+    launcher: Launcher, plan: Plan, addresses: tuple[int, int], out: Any, bias: Any, residual: Any, aux: Any
+) -> None:
+    """Launch a plan on arrays at these addresses."""
+    workspace = launcher.empty((plan.workspace,), plan.compute) if plan.workspace else None
+    c, bias, residual, aux, partial = (
+        0 if x is None else launcher.pointer(x) for x in (out, bias, residual, aux, workspace)
+    )
+    for variant, grid, constants, swapped, (da, db, dc), maps in plan.launches:
+        x, y = addresses[0] + da, addresses[1] + db
+        if swapped:
+            x, y = y, x
+        args = _POINTERS.pack(x, y, c + dc, bias, residual and residual + dc, aux and aux + dc, partial) + constants
+        if maps:
+            launcher.launch(variant, grid, args, *(launcher.tensor_map(p, *m) for p, m in zip((x, y), maps)))
+        else:
+            launcher.launch(variant, grid, args)
+
+
+def make_plan(launcher: Launcher, a: Any, b: Any, addresses: tuple[int, int], epilogue: Epilogue) -> Plan | None:
+    """The plan for a product of these arrays, by the quickest of its choices."""
+    shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    problem = _problem(a, b, addresses)
+    if problem is None:
+        return None
+    if 0 in shape:
+        return Plan(shape, (), 0, None)
+    choice = choices(problem, launcher.architecture, launcher.processors)[0]
+    return plan_of(shape, problem, choice, epilogue, launcher.processors)
+
+
+def plan_of(shape: tuple[int, ...], problem: Problem, choice: Choice, epilogue: Epilogue, processors: int) -> Plan:
+    """The plan that computes a problem by a certain choice."""
+    # A kernel counts products along two axes. Any before these two have a launch for each of their indices.
+    around, batch = problem.batch[:-2], problem.batch[-2:]
+    inner = problem._replace(batch=batch)
+    swapped = choice.tile == "vector" and problem.n > 1
+    splits = choice.splits
+    split_k = -(-problem.k // (splits * choice.k)) * choice.k
+    splits = max(1, -(-problem.k // split_k)) if split_k else 1  # rounding may have made the last part empty
+    constants = _constants(inner, epilogue, swapped, splits, split_k)
+    tiles = _tiles(inner._replace(batch=()), choice)
+    count = inner.products
+    if choice.persistent:
+        grid = (min(tiles * count, processors), 1, 1)
+    else:
+        grid = (tiles, min(count, _MOST_Y), splits)
+    launches = []
+    for index in product(*(range(axis.length) for axis in around)):
+        da, db, dc = (
+            sum(i * stride for i, stride in zip(index, strides)) * problem.itemsize
+            for strides in ([axis.a for axis in around], [axis.b for axis in around], [axis.c for axis in around])
+        )
+        offsets = (da, db, dc)
+        launches.append(Launch(choice.variant, grid, constants, swapped, offsets, _maps(inner, choice)))
+        if splits > 1:
+            launches.append(Launch(*_reduction(inner), constants, swapped, offsets))
+    workspace = splits * count * problem.m * problem.n if splits > 1 else 0
+    return Plan(shape, tuple(launches), workspace, "float64" if problem.dtype == "float64" else "float32")
+
+
+def _constants(problem: Problem, epilogue: Epilogue, swapped: bool, splits: int, split_k: int) -> bytes:
+    """The fields of MatmulArgs behind the pointers."""
+    m, n, k, a, b = problem.m, problem.n, problem.k, problem.a, problem.b
+    c_row, bias_row, bias_col = n, 0, 1
+    matrices = (a.row, a.col, b.row, b.col)
+    outer, inner = (Axis(1, 0, 0, 0), Axis(1, 0, 0, 0), *problem.batch)[-2:]
+    a_batch, b_batch, c_batch = (outer.a, inner.a), (outer.b, inner.b), (outer.c, inner.c)
+    if swapped:  # the transposed product: a column, whose rows are the one row's columns
+        m, n = n, m
+        c_row, bias_row, bias_col = 1, 1, 0
+        matrices = (b.col, b.row, a.col, a.row)
+        a_batch, b_batch = b_batch, a_batch
+    return _CONSTANTS.pack(
+        *matrices, c_row, bias_row, bias_col, c_row, c_row,
+        *a_batch, *b_batch, *c_batch, *c_batch, *c_batch,
+        epilogue.alpha, epilogue.beta,
+        m, n, k, outer.length * inner.length, inner.length, splits, split_k, epilogue.activation,
+    )  # fmt: skip
