@@ -171,15 +171,16 @@ struct Epilogue {
             return;
         }
         Storage* to = c + row * args.c_row + col;
-        if (whole && is_aligned<Storage, N>(to)) {
-            Vector<Storage, N> v;
+        Vector<Storage, N> v;
 #pragma unroll
-            for (int i = 0; i < N; i++) v.at[i] = Number<T>::store(finish(row, col + i, sums[i]));
+        for (int i = 0; i < N; i++)
+            if (col + i < args.n) v.at[i] = Number<T>::store(finish(row, col + i, sums[i]));
+        if (whole && is_aligned<Storage, N>(to)) {
             *reinterpret_cast<Vector<Storage, N>*>(to) = v;
         } else {
 #pragma unroll
             for (int i = 0; i < N; i++)
-                if (col + i < args.n) to[i] = Number<T>::store(finish(row, col + i, sums[i]));
+                if (col + i < args.n) to[i] = v.at[i];
         }
     }
 
