@@ -10,6 +10,7 @@ import pytest
 
 import gpunet as gn
 from gpunet.ops import conv, elementwise, index, linalg, loss, matmul, norm, pool, random, reduce, shape, softmax
+from gpunet.ops.feed_forward import feed_forward
 from gpunet.ops.op import Op
 from tests.every_op import all_ops
 from tests.gradcheck import check_gradients
@@ -136,6 +137,17 @@ case("matmul: tensordot", lambda a, b: matmul.tensordot(a, b, axes=((0, 2), (1, 
 case("matmul: vecdot", lambda a, b: matmul.vecdot(a, b, axis=0), normal(4, 3), normal(4, 3))
 case("linear", matmul.linear, normal(5, 3), normal(2, 3), normal(2))
 case("linear: batched", lambda x, w: matmul.linear(x, w), normal(2, 2, 3), normal(2, 3))
+for _activation in ("relu", "gelu", "gelu_tanh", "silu"):
+    case(
+        f"feed_forward: {_activation}",
+        lambda x, *p, activation=_activation: feed_forward(x, *p, activation=activation)[0],
+        *(normal(4, 3), normal(5, 3), normal(5), normal(4, 5), normal(4), normal(2, 4), normal(2)),
+    )
+case(
+    "feed_forward: without biases, batched",
+    lambda x, w1, w2: feed_forward(x, w1, None, w2, None, activation="silu")[0],
+    *(normal(2, 2, 3), normal(4, 3), normal(2, 4)),
+)
 case("linear: vector", matmul.linear, normal(3), normal(2, 3), normal(2))
 case("einsum", lambda a, b: matmul.einsum("bik,bkj->bij", a, b), normal(2, 3, 4), normal(2, 4, 2))
 case("einsum: sums", lambda a, b: matmul.einsum("ij,jk->k", a, b), normal(2, 3), normal(3, 4))
