@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpunet.backends.base import Backend
+from gpunet.backends.cupy_launcher import CupyLauncher
 from gpunet.backends.device import Device
 from gpunet.errors import DeviceError
 
@@ -41,6 +42,8 @@ class CupyBackend(Backend):
         self.xp = xp
         self.array_type = cupy.ndarray
         self._count = cupy.cuda.runtime.getDeviceCount()
+        launcher = CupyLauncher(cupy)
+        self.launcher = lambda kernel: launcher
 
     def devices(self) -> list[str]:
         return [f"cuda:{i}" for i in range(self._count)]

@@ -129,11 +129,11 @@ def test_an_error_shows_the_line(kernels: Path, compiler: None) -> None:
 
 
 def test_errors_in_a_header_and_many(kernels: Path, compiler: None) -> None:
-    (kernels / "types.cuh").write_text(TYPES + "".join(f"__device__ int x{i} = y{i};\n" for i in range(5)))
+    (kernels / "types.cuh").write_text(TYPES + "".join(f"__device__ int x{i} = none{i};\n" for i in range(5)))
     with pytest.raises(KernelError) as caught:
         nvrtc.compiled(SUMS, "sm_80")
     lines = str(caught.value).splitlines()
-    assert lines[1:3] == ['  kernels/types.cuh:4: identifier "y0" is undefined', "      __device__ int x0 = y0;"]
+    assert lines[1:3] == ['  kernels/types.cuh:4: identifier "none0" is undefined', "      __device__ int x0 = none0;"]
     assert lines[-1] == "  and 2 more errors" and len(lines) == 8
 
 
