@@ -40,7 +40,13 @@ def _cupy() -> Backend:
     return CupyBackend()
 
 
-_factories: dict[str, Callable[[], Backend]] = {"cpu": _numpy, "cuda": _cupy}
+def _emulated() -> Backend:
+    from gpunet.backends.emulated import EmulatedBackend
+
+    return EmulatedBackend()
+
+
+_factories: dict[str, Callable[[], Backend]] = {"cpu": _numpy, "cuda": _cupy, "emulated": _emulated}
 _backends: dict[str, Backend] = {}
 _by_type: dict[type, Backend] = {}
 

@@ -1,0 +1,104 @@
+"""The arrays of the emulated device: NumPy's, of a class of their own, so that ops tell them from the CPU's."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+_ALIGNMENT = 64
+_BEHIND = 64  # poisoned bytes behind an array: what a read past its end gets
+
+
+class EmulatedArray(np.ndarray):
+    """An array on the emulated device."""
+
+    @property
+    def base(self) -> Any:
+        """The array that this one is a view of; None where it is none (and not what owns the bytes, as in NumPy)."""
+        owner = super().base
+        return owner if isinstance(owner, EmulatedArray) else None
+
+    def __array_wrap__(self, array: np.ndarray, context: Any = None, return_scalar: bool = False) -> Any:
+        return array.view(EmulatedArray)  # a GPU has arrays without axes, and no scalars
+
+
+class _Memory:
+    """Bytes at an aligned address, poisoned. The C library's, as AddressSanitizer watches its bounds exactly."""
+
+    def __init__(self, size: int, watched: bool) -> None:
+        behind = 0 if watched else _BEHIND
+        pointer = ctypes.c_void_p()
+        if _libc.posix_memalign(ctypes.byref(pointer), _ALIGNMENT, max(size + behind, 1)):
+            raise MemoryError(f"no memory for an array of {size} bytes")
+        self.address = pointer.value or 0
+        ctypes.memset(self.address, 0xFF, size + behind)
+        self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (self.address, False), "version": 3}
+
+    def __del__(self) -> None:
+        _free(self.address)
+
+
+_libc = ctypes.CDLL(None)
+_libc.posix_memalign.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+_free: Any = _libc.free
+_free.argtypes = [ctypes.c_void_p]
+_free.restype = None
+
+
+def empty(shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = None, watched: bool = False) -> Any:
+    """A new array whose bytes are all 0xFF: NaN in every floating-point type.
+
+    Args:
+        shape: its shape.
+        dtype: of its elements.
+        strides: in bytes, of an array without gaps; C-contiguous if None.
+        watched: whether AddressSanitizer runs, which sees by itself what is read behind the end.
+    """
+    dtype = np.dtype(dtype)
+    size = dtype.itemsize
+    for length in shape:
+        size *= length
+    memory: Any = np.asarray(_Memory(size, watched))
+    return np.ndarray.__new__(EmulatedArray, shape, dtype, memory, 0, strides)
+
+
+def wrap(value: Any) -> Any:
+    """A result of a NumPy function (an array, a scalar, or several of them) as arrays of the emulated device."""
+    if type(value) is EmulatedArray:
+        return value
+    if isinstance(value, (np.ndarray, np.generic)):
+        return np.asarray(value).view(EmulatedArray)
+    if type(value) is tuple:
+        return tuple(map(wrap, value))
+    if isinstance(value, list):
+        return list(map(wrap, value))
+    return type(value)(*map(wrap, value)) if hasattr(value, "_fields") else value
+
+
+def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("device", None)
+        return wrap(function(*args, **kwargs))
+
+    return call
+
+
+def _wrapped_module(module: ModuleType, names: list[str]) -> ModuleType:
+    wrapped = ModuleType(f"gpunet.backends.emulated.{module.__name__}", module.__doc__)
+    for name in names:
+        value = getattr(module, name)
+        wrapped.__dict__[name] = _wrapped(value) if callable(value) and not isinstance(value, type) else value
+    return wrapped
+
+
+def namespace() -> ModuleType:
+    """NumPy's namespace, whose functions make arrays of the emulated device."""
+    xp = _wrapped_module(np, np.__all__)
+    xp.__dict__.update(
+        linalg=_wrapped_module(np.linalg, np.linalg.__all__), fft=_wrapped_module(np.fft, np.fft.__all__)
+    )
+    return xp

@@ -1,0 +1,213 @@
+"""Compiles kernels for the CPU: one library for each template instance, with the host's C++ compiler.
+
+A library holds the unmodified .cu file and one entry point; the runtime that it calls (emulator.cpp) is a library of
+its own. Both are cached on disk. With $GPUNET_EMULATED_SANITIZE set to "address" or "thread" they are instrumented, and the
+process must have been started with that sanitizer's runtime preloaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import re
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpunet.backends import kernel_folder, sources
+from gpunet.backends.cache import Cache
+from gpunet.backends.kernel import Variant, capability
+from gpunet.errors import DeviceError, KernelError
+
+_HERE = Path(__file__).parent
+_COMMON = ("-std=c++17", "-march=native", "-fPIC", "-shared", "-w", "-fvisibility=hidden")
+_OPTIMIZATION = {
+    "": ("-O2",),
+    "address": (
+        "-O1",
+        "-g",
+        "-fno-omit-frame-pointer",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize=vptr",
+        "-fno-sanitize-recover=all",
+    ),
+    "thread": ("-O1", "-g", "-fsanitize=thread"),
+}
+
+_ENTRY = """
+#include "{file}"
+namespace {{
+thread_local unsigned char member;  // of the segment that holds the kernel's static shared variables
+}}
+extern "C" __attribute__((visibility("default"))) int gn_entry(const gn::Options* options,
+    const void* const* parameters, const size_t* sizes, int count, char* error, size_t error_size) {{
+    static gn::StaticShared variables{{}};
+    variables.member = &member;
+    return gn::launch_kernel(&{expression}, *options, parameters, sizes, count, variables, error, error_size);
+}}
+"""
+
+
+class Compiler(NamedTuple):
+    """A C++ compiler.
+
+    Attributes:
+        command: what starts it.
+        identity: a text that changes with its version and with the CPU that it compiles for.
+        flags: those that only it understands.
+    """
+
+    command: tuple[str, ...]
+    identity: str
+    flags: tuple[str, ...]
+
+
+@functools.cache
+def find_compiler() -> Compiler:
+    """The host's C++ compiler: $CXX, g++, c++ or clang++, the first that works.
+
+    Raises:
+        DeviceError: none does.
+    """
+    named = os.environ.get("CXX", "")
+    for candidate in (named, "g++", "c++", "clang++"):
+        command = tuple(shlex.split(candidate))
+        if not command:
+            continue
+        try:  # all macros that it predefines: its version and the CPU's instruction sets are among them
+            macros = subprocess.run(
+                [*command, "-std=c++17", "-march=native", "-dM", "-E", "-x", "c++", os.devnull],
+                capture_output=True,
+                text=True,
+            )
+        except OSError:
+            continue
+        if macros.returncode == 0:
+            # gn_shared has no initializer that would have to run first
+            is_gnu = "__clang__" not in macros.stdout
+            return Compiler(command, macros.stdout, ("-fno-extern-tls-init", "-fno-gnu-unique") if is_gnu else ())
+    raise DeviceError(
+        'device "emulated" needs a C++ compiler, which was not found: install g++'
+        + (f" (CXX is {named!r}, which does not work)" if named else " or name one in the environment variable CXX")
+    )
+
+
+def sanitizer() -> str:
+    """What kernels are instrumented with in this process: "address", "thread", or "" for nothing.
+
+    Raises:
+        DeviceError: $GPUNET_EMULATED_SANITIZE is none of these, or the sanitizer's runtime is not loaded.
+    """
+    kind = os.environ.get("GPUNET_EMULATED_SANITIZE", "")
+    if kind not in _OPTIMIZATION:
+        raise DeviceError(f'GPUNET_EMULATED_SANITIZE is {kind!r}: expected "address" or "thread"')
+    if kind and not hasattr(ctypes.CDLL(None), {"address": "__asan_init", "thread": "__tsan_init"}[kind]):
+        library = {"address": "libasan.so", "thread": "libtsan.so"}[kind]
+        raise DeviceError(
+            f"GPUNET_EMULATED_SANITIZE={kind} needs a process with the sanitizer's runtime in it: start it with "
+            f"LD_PRELOAD=$(g++ -print-file-name={library})"
+        )
+    return kind
+
+
+@functools.cache
+def runtime() -> ctypes.CDLL:
+    """The emulator's runtime, whose functions kernels call."""
+    kind = sanitizer()
+    texts = [(_HERE / name).read_text(encoding="utf-8") for name in ("emulator.h", "emulator.cpp")]
+    define = {"": (), "address": ("-DGN_ADDRESS_SANITIZER",), "thread": ("-DGN_THREAD_SANITIZER",)}[kind]
+    flags = ("-O2", "-fno-tree-loop-distribute-patterns", *define, *find_compiler().flags)
+    flags = (*[flag for flag in _COMMON if "visibility" not in flag], *flags)
+
+    def make(target: Path) -> None:
+        _compile([*flags, str(_HERE / "emulator.cpp"), "-o", str(target)], "the emulator's runtime")
+
+    path = Cache("so").path_or_make(_key(flags, *texts), make)
+    return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+
+
+@functools.cache
+def entry(variant: Variant, architecture: str, folder: Path | None = None) -> Callable[..., int]:
+    """The function that launches a kernel, compiled if need be.
+
+    Args:
+        variant: the kernel.
+        architecture: the one it is to believe that it runs on.
+        folder: of .cu files that are not in kernels/ (they may include headers that are).
+
+    Raises:
+        DeviceError: there is no C++ compiler.
+        KernelError: it does not compile.
+    """
+    runtime()
+    function: Any = ctypes.CDLL(str(_library(variant, architecture, folder))).gn_entry
+    pointer = ctypes.c_void_p
+    function.argtypes = [ctypes.c_char_p, pointer, pointer, ctypes.c_int, pointer, ctypes.c_size_t]
+    return function
+
+
+def prebuild(variants: Iterable[Variant], architecture: str = "sm_90a") -> None:
+    """Compile all `variants` that run on `architecture`, as many at a time as there are CPUs.
+
+    Raises:
+        KernelError: one of them does not compile.
+    """
+    runtime()
+    wanted = [variant for variant in variants if variant.runs_on(architecture)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda variant: _library(variant, architecture, None), wanted))
+
+
+def _library(variant: Variant, architecture: str, folder: Path | None) -> Path:
+    """The file of a kernel's library."""
+    kernels = kernel_folder()
+    if folder is None:
+        text = sources.read(variant.file).key
+    else:
+        files = [folder / f"{variant.file}.cu", *sorted(kernels.rglob("*.cuh"))]
+        text = "".join(file.read_text(encoding="utf-8") for file in files)
+    kind = sanitizer()
+    macros = [f"-D__CUDA_ARCH__={capability(architecture)}0"]
+    if architecture.endswith("a"):
+        macros.append(f"-D__CUDA_ARCH_FEAT_SM{capability(architecture)}_ALL")
+    flags = (*_COMMON, *_OPTIMIZATION[kind], *macros, *find_compiler().flags)
+    header = _HERE / "emulator.h"
+    program = _ENTRY.format(file=f"{variant.file}.cu", expression=variant.expression)
+
+    def make(target: Path) -> None:
+        includes = ["-include", str(header), *([f"-I{folder}"] if folder else []), f"-I{kernels}"]
+        with tempfile.NamedTemporaryFile("w", suffix=".cpp") as source:
+            source.write(program)
+            source.flush()
+            _compile(
+                [*flags, *includes, source.name, "-o", str(target)], f"kernels/{variant.file}.cu: {variant.expression}"
+            )
+
+    return Cache("so").path_or_make(_key(flags, header.read_text(encoding="utf-8"), text, program), make)
+
+
+def _key(flags: tuple[str, ...], *texts: str) -> str:
+    return "\0".join([find_compiler().identity, *flags, *texts])
+
+
+def _compile(arguments: list[str], what: str) -> None:
+    done = subprocess.run([*find_compiler().command, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise KernelError(f"{what} does not compile for the emulated device:\n{_explain(done.stderr)}")
+
+
+def _explain(output: str, most: int = 8) -> str:
+    """The lines of a compiler's output that say what is wrong where, and the source lines they are about."""
+    lines = output.splitlines()
+    told = []
+    for i, line in enumerate(lines):
+        if match := re.match(r"(?:.*/)?([^/:]+:\d+):(?:\d+:)? (?:fatal )?error: (.*)", line):
+            told.append(f"  {match[1]}: {match[2]}")
+            if i + 1 < len(lines) and (quoted := re.match(r"\s*\d+ \|(.*)", lines[i + 1])):
+                told.append(f"    {quoted[1].strip()}")
+    return "\n".join(told[: 2 * most]) or output[-2000:]
