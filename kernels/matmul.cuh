@@ -107,7 +107,49 @@ DEVICE F activation_slope(int activation, F x) {
     }
 }
 
-// What is done with a sum of products. T is the type of C, bias, residual and aux; made once per product z.
+// The same for N numbers at once: one branch for all of them.
+template <int ACTIVATION, class F, int N>
+DEVICE void activate_each(F (&x)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) x[i] = activate(ACTIVATION, x[i]);
+}
+
+template <class F, int N>
+DEVICE void activate_all(int activation, F (&x)[N]) {
+    switch (activation) {
+        case RELU:
+            return activate_each<RELU>(x);
+        case GELU:
+            return activate_each<GELU>(x);
+        case GELU_TANH:
+            return activate_each<GELU_TANH>(x);
+        case SILU:
+            return activate_each<SILU>(x);
+    }
+}
+
+// Multiplies each v by the activation's derivative at x.
+template <int ACTIVATION, class F, int N>
+DEVICE void slope_each(F (&v)[N], const F (&x)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) v[i] *= activation_slope(ACTIVATION, x[i]);
+}
+
+template <class F, int N>
+DEVICE void slope_all(int activation, F (&v)[N], const F (&x)[N]) {
+    switch (activation) {
+        case RELU:
+            return slope_each<RELU>(v, x);
+        case GELU:
+            return slope_each<GELU>(v, x);
+        case GELU_TANH:
+            return slope_each<GELU_TANH>(v, x);
+        case SILU:
+            return slope_each<SILU>(v, x);
+    }
+}
+
+// What is done with sums of products. T is the type of C, bias, residual and aux; made once per product z.
 template <class T>
 struct Epilogue {
     using Storage = typename Number<T>::Storage;
@@ -136,29 +178,14 @@ struct Epilogue {
         beta = F(args.beta);
     }
 
-    // The value of C at (row, col), whose sum of products is `sum`. Also writes aux.
-    DEVICE F finish(int row, int col, F sum) const {
-        F v = alpha * sum;
-        if (beta != F(0)) v += beta * Number<T>::load(c[row * args.c_row + col]);
-        if (bias) v += Number<T>::load(bias[row * args.bias_row + col * args.bias_col]);
-        if (args.activation >= DERIVATIVE) {
-            v *= activation_slope(args.activation - DERIVATIVE, F(Number<T>::load(aux[row * args.aux_row + col])));
-        } else {
-            if (aux) aux[row * args.aux_row + col] = Number<T>::store(v);
-            v = activate(args.activation, v);
-        }
-        if (residual) v += Number<T>::load(residual[row * args.residual_row + col]);
-        return v;
-    }
-
     // Finish and store N sums of adjacent columns from (row, col) on. Those outside of the matrix are left out.
     template <int N>
     DEVICE void store(int row, int col, const F (&sums)[N]) const {
         if (row >= args.m || col >= args.n) return;
-        const bool whole = col + N <= args.n;
+        const int count = min(args.n - col, N);
         if (partial) {
             F* to = partial + row * static_cast<long long>(args.n) + col;
-            if (whole && is_aligned<F, N>(to)) {
+            if (count == N && is_aligned<N>(to)) {
                 Vector<F, N> v;
 #pragma unroll
                 for (int i = 0; i < N; i++) v.at[i] = sums[i];
@@ -166,25 +193,73 @@ struct Epilogue {
             } else {
 #pragma unroll
                 for (int i = 0; i < N; i++)
-                    if (col + i < args.n) to[i] = sums[i];
+                    if (i < count) to[i] = sums[i];
             }
             return;
         }
+        F v[N], x[N];
         Storage* to = c + row * args.c_row + col;
-        Vector<Storage, N> v;
 #pragma unroll
-        for (int i = 0; i < N; i++)
-            if (col + i < args.n) v.at[i] = Number<T>::store(finish(row, col + i, sums[i]));
-        if (whole && is_aligned<Storage, N>(to)) {
+        for (int i = 0; i < N; i++) v[i] = alpha * sums[i];
+        if (beta != F(0)) {
+            read(to, count, x);
+#pragma unroll
+            for (int i = 0; i < N; i++) v[i] += beta * x[i];
+        }
+        if (bias) {
+            const Storage* from = bias + row * args.bias_row + col * args.bias_col;
+            if (args.bias_col == 1) {
+                read(from, count, x);
+            } else {
+#pragma unroll
+                for (int i = 0; i < N; i++) x[i] = i < count ? F(Number<T>::load(from[i * args.bias_col])) : F(0);
+            }
+#pragma unroll
+            for (int i = 0; i < N; i++) v[i] += x[i];
+        }
+        if (args.activation >= DERIVATIVE) {
+            read(aux + row * args.aux_row + col, count, x);
+            slope_all(args.activation - DERIVATIVE, v, x);
+        } else {
+            if (aux) write(aux + row * args.aux_row + col, count, v);
+            activate_all(args.activation, v);
+        }
+        if (residual) {
+            read(residual + row * args.residual_row + col, count, x);
+#pragma unroll
+            for (int i = 0; i < N; i++) v[i] += x[i];
+        }
+        write(to, count, v);
+    }
+
+    // The first `count` of N adjacent numbers, at once where they lie well. The others are zeros.
+    template <int N>
+    static DEVICE void read(const Storage* from, int count, F (&x)[N]) {
+        if (count == N && is_aligned<N>(from)) {
+            const Vector<Storage, N> v = *reinterpret_cast<const Vector<Storage, N>*>(from);
+#pragma unroll
+            for (int i = 0; i < N; i++) x[i] = Number<T>::load(v.at[i]);
+        } else {
+#pragma unroll
+            for (int i = 0; i < N; i++) x[i] = i < count ? F(Number<T>::load(from[i])) : F(0);
+        }
+    }
+
+    template <int N>
+    static DEVICE void write(Storage* to, int count, const F (&x)[N]) {
+        if (count == N && is_aligned<N>(to)) {
+            Vector<Storage, N> v;
+#pragma unroll
+            for (int i = 0; i < N; i++) v.at[i] = Number<T>::store(x[i]);
             *reinterpret_cast<Vector<Storage, N>*>(to) = v;
         } else {
 #pragma unroll
             for (int i = 0; i < N; i++)
-                if (col + i < args.n) to[i] = v.at[i];
+                if (i < count) to[i] = Number<T>::store(x[i]);
         }
     }
 
-    template <class U, int N>
+    template <int N, class U>
     static DEVICE bool is_aligned(const U* p) {
         return reinterpret_cast<unsigned long long>(p) % (sizeof(U) * N) == 0;
     }
