@@ -1,0 +1,385 @@
+// Matrix products on tensor cores through mma.sync: half from sm_75 on, bfloat16 and TF32 from sm_80 on. On sm_90 it is
+// what matmul_wgmma.cu cannot take, and on sm_100 and sm_120 the fastest there is here.
+//
+//              N                   A block computes BM x BN of C, and each of its warps WM x WN of that, in pieces of
+//         +---------+---------+    16 x 8 whose sums are held in registers.
+//         | BN      |         |
+//       +-+----+----+         |    It goes along K in steps of BK. The parts of A and B that a step needs are one
+//       | |WN  |    |         |    stage of a ring in shared memory. While the warps multiply one stage, STAGES - 1
+//     M | +----+----+ BM      |    later ones are on their way, copied by cp.async:
+//       | |    |    |         |
+//       +-+----+----+         |      stage      0      1      2      0   ...
+//         |         |         |      copy     k=0    k=1    k=2    k=3            (3 stages)
+//         +---------+---------+      multiply                k=0    k=1   ...
+//
+// Within a step, the registers for the next mma along K are loaded while this one's are multiplied; those for the first
+// of the next step too, so one barrier a step suffices: behind it, the next stage has arrived and the last is free.
+//
+// Shared memory. An operand's part of a stage has lines of adjacent elements as global memory has them: of BK elements
+// where they are adjacent along K, else of BM (or BN). ldmatrix and 16-byte accesses serve 8 addresses at a time, which
+// must differ in address modulo 128 bytes in units of 16. Lines of 128 bytes or more would have the 8 units of a column
+// of the tile at the same place, so line i keeps its unit u at place u ^ (i mod 8). Lines of 64 bytes have two to 128
+// bytes: u ^ (i / 2 mod 4). mma wants pairs of 16-bit elements adjacent along K; where lines go along M or N, ldmatrix
+// transposes. It cannot for TF32: there a thread loads 4 elements of a line, which are its row (or column) of 4 pieces.
+// A piece so has every fourth row of 32, which is undone when C is written. Those 8 addresses are in two units of four
+// lines, so line i keeps u at u ^ 2 (i mod 4).
+//
+// Edges. Elements outside of the matrices are copied as zeros: cp.async takes the number of bytes that exist. So K
+// needs no other care, and sums of rows and columns outside of C are not stored. Copies move BYTES at a time: 16, or
+// less where an address or a stride is not a multiple of that. 2 bytes, and all copies on sm_75, go through registers:
+// loaded before the multiplications of a step and stored after them.
+//
+// C. Each warp passes 16 of its rows at a time through shared memory (the ring's, now free), so that threads hold 16
+// bytes of a row and write whole sectors.
+#include "matmul.cuh"
+#include "ptx/mma.cuh"
+
+extern __shared__ __align__(1024) unsigned char gn_shared[];
+
+// How an operand's part of a stage lies in shared memory. SPAN is its extent along M or N.
+template <class T, Layout LAYOUT, int SPAN, int BK>
+struct StagePart {
+    static constexpr int LINES = LAYOUT == K_MAJOR ? SPAN : BK;
+    static constexpr int LINE = (LAYOUT == K_MAJOR ? BK : SPAN) * sizeof(T);  // bytes
+    static constexpr int BYTES = LINES * LINE;
+    static_assert(LINE == 64 || LINE % 128 == 0, "no swizzle for lines of this length");
+
+    // What the byte offsets in a line are xor-ed with. Additive: twist(i + j) = twist(i) ^ twist(j) where i < 2^p and
+    // j is a multiple of 2^p.
+    static DEVICE constexpr int twist(int line) {
+        if (LINE == 64) return line / 2 % 4 * 16;
+        return LAYOUT == MN_MAJOR && sizeof(T) == 4 ? line % 4 * 32 : line % 8 * 16;
+    }
+};
+
+// A thread's share in copying an operand from global memory into stage after stage.
+template <class T, Layout LAYOUT, int SPAN, int BK, int BYTES, int THREADS>
+struct Copier {
+    using Part = StagePart<T, LAYOUT, SPAN, BK>;
+#if __CUDA_ARCH__ >= 800
+    static constexpr bool ASYNCHRONOUS = BYTES >= 4;
+#else
+    static constexpr bool ASYNCHRONOUS = false;
+#endif
+    static constexpr int SIZE = sizeof(T), ELEMENTS = BYTES / SIZE;
+    static constexpr int UNITS = Part::LINE / BYTES;     // copies in a line, by as many threads,
+    static constexpr int AT_ONCE = THREADS / UNITS;      // lines that all threads together copy at once,
+    static constexpr int TIMES = Part::LINES / AT_ONCE;  // and how often they do
+    static_assert(THREADS % UNITS == 0 && Part::LINES % AT_ONCE == 0, "threads do not divide into lines");
+    using Words = Vector<unsigned short, BYTES / 2>;
+
+    const unsigned char* source;  // of this thread's first copy for the next stage
+    long long between, advance;   // bytes from there to its next copy, and to the next stage's
+    int line, first, inside;      // its first line, its first element in a line; bytes of a unit that exist (MN_MAJOR)
+    int lines_left;               // of the lines from its first one on, how many exist (K_MAJOR)
+    int place;                    // where in the stage's part its first copy goes
+    Words waiting[ASYNCHRONOUS ? 1 : TIMES];
+
+    // matrix: at the first element of the block's part. mn_left: how many rows (or columns) there are from there on.
+    DEVICE Copier(const void* matrix, long long mn_stride, long long k_stride, int mn_left) {
+        const int thread = threadIdx.x;
+        line = thread / UNITS;
+        first = thread % UNITS * ELEMENTS;
+        const long long line_stride = LAYOUT == K_MAJOR ? mn_stride : k_stride;
+        source = static_cast<const unsigned char*>(matrix) + (line * line_stride + first) * SIZE;
+        between = AT_ONCE * line_stride * SIZE;
+        advance = BK * k_stride * SIZE;
+        inside = existing(mn_left - first);
+        lines_left = mn_left - line;
+        place = line * Part::LINE + (first * SIZE ^ Part::twist(line));
+    }
+
+    // Bytes of a unit that exist if `left` elements do from its first one on.
+    static DEVICE int existing(int left) { return min(max(left, 0), ELEMENTS) * SIZE; }
+
+    // Begins to copy the next BK along K, of which k_left exist (none if negative: zeros are copied), to `part`.
+    DEVICE void start(unsigned part, int k_left) {
+        const int bytes = LAYOUT == K_MAJOR ? existing(k_left - first) : inside;
+        const int lines = LAYOUT == K_MAJOR ? lines_left : k_left - line;
+        const unsigned char* from = source;
+#pragma unroll
+        for (int i = 0; i < TIMES; i++) {
+            const int valid = i * AT_ONCE < lines ? bytes : 0;
+            if constexpr (ASYNCHRONOUS)
+                cp_async<BYTES>(shared_address(gn_shared) + target(part, i), from, valid);
+            else
+                waiting[i] = load(from, valid);
+            from += between;
+        }
+        source += advance;
+    }
+
+    // Ends the copying to `part` that start began, but for the wait on cp.async.
+    DEVICE void finish(unsigned part) {
+        if constexpr (!ASYNCHRONOUS) {
+#pragma unroll
+            for (int i = 0; i < TIMES; i++) *reinterpret_cast<Words*>(gn_shared + target(part, i)) = waiting[i];
+        }
+    }
+
+    DEVICE unsigned target(unsigned part, int i) const {
+        return part + (place ^ Part::twist(i * AT_ONCE)) + i * AT_ONCE * Part::LINE;
+    }
+
+    static DEVICE Words load(const unsigned char* from, int valid) {
+        Words words = {};
+        if (valid == BYTES) words = *reinterpret_cast<const Words*>(from);
+        if (BYTES > 2 && valid > 0 && valid < BYTES) {
+#pragma unroll
+            for (int i = 0; i < BYTES / 2 - 1; i++)
+                if (2 * i < valid) words.at[i] = reinterpret_cast<const unsigned short*>(from)[i];
+        }
+        return words;
+    }
+};
+
+// The registers that mma takes an operand from: EXTENT rows (or columns) of 32 bytes along K. Of A, each four are a
+// piece of 16 rows; of B, two pieces of 8 columns.
+template <class T, Layout LAYOUT, int SPAN, int BK, int EXTENT, bool IS_A>
+struct Fragments {
+    using Part = StagePart<T, LAYOUT, SPAN, BK>;
+    static constexpr int PIECES = EXTENT / 16, LINE = Part::LINE;
+    static constexpr int K = 32 / sizeof(T);  // elements along K
+    static constexpr bool BY_FOURS = LAYOUT == MN_MAJOR && sizeof(T) == 4;
+    static_assert(EXTENT % 32 == 0 || !BY_FOURS, "4 elements of a line are of 4 pieces");
+
+    unsigned at;  // where in the stage's part this lane's first load is
+
+    // first: the warp's first row (or column) in the block.
+    DEVICE explicit Fragments(int first) {
+        const int lane = threadIdx.x % 32;
+        if (BY_FOURS) {
+            at = lane % 4 * LINE + ((first + lane / 4 * 4) * 4 ^ Part::twist(lane % 4));
+            return;
+        }
+        // Lanes 8 to 15 and 16 to 23 name the second and the third matrix of ldmatrix: for A, 8 rows further on and 16
+        // bytes further along K; for B the other way round.
+        const int further = 8 * (lane / (IS_A ? 8 : 16) % 2), along = lane / (IS_A ? 16 : 8) % 2;
+        if (LAYOUT == K_MAJOR) {
+            const int line = first + further + lane % 8;
+            at = line * LINE + (along * 16 ^ Part::twist(line));
+        } else {
+            const int line = along * 8 + lane % 8;
+            at = line * LINE + ((first + further) * int(sizeof(T)) ^ Part::twist(line));
+        }
+    }
+
+    // Where this lane loads piece i from, for mma number `step` along K.
+    DEVICE unsigned place(int i, int step) const {
+        if (BY_FOURS) return at + i / 2 * 128 + step * K * LINE;
+        return LAYOUT == K_MAJOR ? (at ^ step * 32) + i * 16 * LINE : (at ^ i * 32) + step * K * LINE;
+    }
+
+    // Loads piece i from a stage's part, for mma number `step` along K. BY_FOURS, every odd one brings the one before.
+    DEVICE void load(unsigned (&to)[PIECES][4], int i, unsigned part, int step) const {
+        if constexpr (!BY_FOURS) {
+            ldmatrix<LAYOUT == MN_MAJOR>(to[i], shared_address(gn_shared) + part + place(i, step));
+        } else if (i % 2) {
+            const unsigned char* from = gn_shared + part + place(i, step);
+            const auto near = *reinterpret_cast<const Vector<unsigned, 4>*>(from);
+            const auto far = *reinterpret_cast<const Vector<unsigned, 4>*>(from + 4 * LINE);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                to[i - 1 + j / 2][IS_A ? j % 2 : j % 2 * 2] = near.at[j];
+                to[i - 1 + j / 2][IS_A ? j % 2 + 2 : j % 2 * 2 + 1] = far.at[j];
+            }
+        }
+    }
+
+    DEVICE void load(unsigned (&to)[PIECES][4], unsigned part, int step) const {
+#pragma unroll
+        for (int i = 0; i < PIECES; i++) load(to, i, part, step);
+    }
+
+    // Makes a loaded piece what mma takes.
+    static DEVICE void prepare(unsigned (&piece)[4]) {
+        if constexpr (sizeof(T) == 4) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) piece[j] = round_to_tf32(piece[j]);
+        }
+    }
+
+    // The row (or column) in the warp's part of number j of the 16 of piece i.
+    static DEVICE int position(int i, int j) {
+        return BY_FOURS ? i / 2 * 32 + j % 8 * 4 + i % 2 * 2 + j / 8 : i * 16 + j;
+    }
+};
+
+// 16 x 8 sums += 16 x 32 bytes of A times 32 bytes x 8 of B.
+template <class T>
+DEVICE void multiply_piece(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    if constexpr (sizeof(T) == 4) {
+        mma_m16n8k8_tf32(sums, a, b);
+    } else {
+#if __CUDA_ARCH__ >= 800
+        mma_m16n8k16<T>(sums, a, b);
+#else
+        mma_m16n8k8_half(sums, {a[0], a[1]}, b[0]);
+        mma_m16n8k8_half(sums, {a[2], a[3]}, b[1]);
+#endif
+    }
+}
+
+// 16 rows of a warp's sums on their way to C, in shared memory.
+template <class T, int WN, bool BY_FOURS>
+struct Slab {
+    // The padding keeps a warp's stores of 2 (or 4) floats free of bank conflicts.
+    static constexpr int PITCH = WN + (BY_FOURS ? 4 : 8), FLOATS = 16 * PITCH;
+    static constexpr int WIDTH = 16 / sizeof(T), LANES = WN / WIDTH;  // elements that a lane gets, and lanes in a line
+    static constexpr int LINES_AT_ONCE = 32 / LANES;
+
+    float* slab;
+
+    DEVICE explicit Slab(int warp) : slab(reinterpret_cast<float*>(gn_shared) + warp * FLOATS) {}
+
+    // Takes the sums of a row of pieces. BY_FOURS: as in Fragments, the columns of four pieces interleave.
+    DEVICE void put(const float (&sums)[WN / 8][4]) const {
+        const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+#pragma unroll
+        for (int lower = 0; lower < 2; lower++) {
+            float* to = slab + (row + 8 * lower) * PITCH;
+            if constexpr (BY_FOURS) {
+#pragma unroll
+                for (int i = 0; i < WN / 8; i += 4)
+#pragma unroll
+                    for (int j = 0; j < 2; j++)
+                        *reinterpret_cast<Vector<float, 4>*>(to + 8 * i + 4 * (column + j)) = {
+                            sums[i][2 * lower + j], sums[i + 1][2 * lower + j], sums[i + 2][2 * lower + j],
+                            sums[i + 3][2 * lower + j]};
+            } else {
+#pragma unroll
+                for (int i = 0; i < WN / 8; i++)
+                    *reinterpret_cast<Vector<float, 2>*>(to + 8 * i + column) = {sums[i][2 * lower],
+                                                                                  sums[i][2 * lower + 1]};
+            }
+        }
+    }
+
+    static DEVICE int first_line() { return threadIdx.x % 32 / LANES; }
+    static DEVICE int column() { return threadIdx.x % LANES * WIDTH; }
+
+    // This lane's part of a line, from `column` on.
+    DEVICE void get(float (&values)[WIDTH], int line) const {
+#pragma unroll
+        for (int i = 0; i < WIDTH; i += 4) {
+            const auto four = *reinterpret_cast<const Vector<float, 4>*>(slab + line * PITCH + column() + i);
+#pragma unroll
+            for (int j = 0; j < 4; j++) values[i + j] = four.at[j];
+        }
+    }
+};
+
+// How many threads are to share a multiprocessor's 65536 registers: as many as leave each what it needs. Copies of few
+// bytes need more addresses.
+constexpr int resident_threads(int sums, int bytes) { return sums <= 32 && bytes == 16 ? 384 : 256; }
+
+// BYTES is the size of copies from global memory. The addresses of A and B, their strides along and across batches and
+// that of the axis whose elements are not adjacent are multiples of it (in bytes); split_k is one of BK.
+template <class T, int BM, int BN, int BK, int WM, int WN, int STAGES, Layout A_LAYOUT, Layout B_LAYOUT, int BYTES>
+__global__ void
+__launch_bounds__(BM / WM * (BN / WN) * 32, resident_threads(WM * WN / 32, BYTES) / (BM / WM * (BN / WN) * 32))
+matmul_mma(const __grid_constant__ MatmulArgs args) {
+    using Storage = typename Number<T>::Storage;
+    constexpr int WARPS_N = BN / WN, WARPS = BM / WM * WARPS_N, THREADS = WARPS * 32;
+    using CopyA = Copier<T, A_LAYOUT, BM, BK, BYTES, THREADS>;
+    using CopyB = Copier<T, B_LAYOUT, BN, BK, BYTES, THREADS>;
+    using FragmentsA = Fragments<T, A_LAYOUT, BM, BK, WM, true>;
+    using FragmentsB = Fragments<T, B_LAYOUT, BN, BK, WN, false>;
+    constexpr int STEPS = BK / FragmentsA::K;  // mmas along K in a stage
+    constexpr unsigned A_BYTES = CopyA::Part::BYTES, STAGE = A_BYTES + CopyB::Part::BYTES, RING = STAGES * STAGE;
+    static_assert(STEPS % 2 == 0, "two sets of registers take turns");
+    using WarpSlab = Slab<T, WN, FragmentsB::BY_FOURS>;
+    static_assert(WARPS * WarpSlab::FLOATS * sizeof(float) <= RING, "the slabs do not fit");
+
+    const int warp = threadIdx.x / 32, warp_row = warp / WARPS_N * WM, warp_col = warp % WARPS_N * WN;
+    const Tile tile = tile_at(blockIdx.x, (args.m - 1) / BM + 1, (args.n - 1) / BN + 1);
+    const int row = tile.row * BM, col = tile.col * BN;
+    const int rows_left = args.m - row, cols_left = args.n - col;
+    const long long k_begin = static_cast<long long>(blockIdx.z) * args.split_k;
+    const int k_count = static_cast<int>(max(min(args.k - k_begin, static_cast<long long>(args.split_k)), 0ll));
+
+    for (int z = blockIdx.y; z < args.batch; z += gridDim.y) {
+        const Storage* first_a = static_cast<const Storage*>(args.a) + batch_offset(args, args.a_batch, z);
+        const Storage* first_b = static_cast<const Storage*>(args.b) + batch_offset(args, args.b_batch, z);
+        CopyA copy_a(first_a + row * args.a_row + k_begin * args.a_col, args.a_row, args.a_col, rows_left);
+        CopyB copy_b(first_b + col * args.b_col + k_begin * args.b_row, args.b_col, args.b_row, cols_left);
+        const FragmentsA fragments_a(warp_row);
+        const FragmentsB fragments_b(warp_col);
+        // Of B, the pieces being multiplied and the next ones; of A, each piece is replaced once it is used up.
+        unsigned a[WM / 16][4], b[2][WN / 16][4];
+        float sums[WM / 16][WN / 8][4] = {};
+
+        // Stages beyond the end of K are copied too, as zeros: a branch would cost more.
+        int k_left = k_count;  // from the next stage to be copied on
+        unsigned filling = 0, reading = 0;
+#pragma unroll
+        for (int i = 0; i < STAGES - 1; i++) {
+            copy_a.start(filling, k_left);
+            copy_b.start(filling + A_BYTES, k_left);
+            copy_a.finish(filling);
+            copy_b.finish(filling + A_BYTES);
+            cp_async_commit();
+            k_left -= BK;
+            filling += STAGE;
+        }
+        cp_async_wait<STAGES - 2>();
+        __syncthreads();
+        fragments_a.load(a, reading, 0);
+        fragments_b.load(b[0], reading + A_BYTES, 0);
+
+        for (int left = k_count; left > 0; left -= BK) {
+#pragma unroll
+            for (int step = 0; step < STEPS; step++) {
+                if (step == STEPS - 1) {  // what is loaded from here on is of the next stage
+                    copy_a.finish(filling);
+                    copy_b.finish(filling + A_BYTES);
+                    filling = filling == RING - STAGE ? 0 : filling + STAGE;
+                    reading = reading == RING - STAGE ? 0 : reading + STAGE;
+                    cp_async_wait<STAGES - 2>();
+                    __syncthreads();
+                }
+                const int next = (step + 1) % STEPS;
+                fragments_b.load(b[next % 2], reading + A_BYTES, next);
+                if (step == 0) {
+                    copy_a.start(filling, k_left);
+                    copy_b.start(filling + A_BYTES, k_left);
+                    cp_async_commit();
+                    k_left -= BK;
+                }
+#pragma unroll
+                for (int j = 0; j < WN / 16; j++) fragments_b.prepare(b[step % 2][j]);
+#pragma unroll
+                for (int i = 0; i < WM / 16; i++) {
+                    fragments_a.prepare(a[i]);
+#pragma unroll
+                    for (int j = 0; j < WN / 8; j++) {
+                        const unsigned(&two)[4] = b[step % 2][j / 2];
+                        multiply_piece<T>(sums[i][j], a[i], {two[j % 2 * 2], two[j % 2 * 2 + 1]});
+                    }
+                    fragments_a.load(a, i, reading, next);
+                }
+            }
+        }
+        cp_async_wait<0>();
+        __syncthreads();  // the ring is free
+
+        const Epilogue<T> epilogue(args, z, blockIdx.z);
+        const WarpSlab slab(warp);
+#pragma unroll 1
+        for (int i = 0; i < WM / 16; i++) {
+#pragma unroll
+            for (int piece = 0; piece < WM / 16; piece++)
+                if (piece == i) slab.put(sums[piece]);  // registers have no index
+            __syncwarp();
+#pragma unroll 1
+            for (int line = slab.first_line(); line < 16; line += WarpSlab::LINES_AT_ONCE) {
+                float values[WarpSlab::WIDTH];
+                slab.get(values, line);
+                const int r = warp_row + FragmentsA::position(i, line), c = warp_col + slab.column();
+                if (r < rows_left && c < cols_left) epilogue.store(row + r, col + c, values);
+            }
+            __syncwarp();
+        }
+        __syncthreads();  // before the next product fills the ring
+    }
+}
