@@ -1,5 +1,5 @@
 """The command line: `gpunet train` trains a network on images, `gpunet predict` uses it, `gpunet info` says what is
-here."""
+here, `gpunet kernels` compiles the CUDA kernels ahead of time and reports on them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 import gpunet as gn
-from gpunet import data, errors, io, nn, optim, train
+from gpunet import data, errors, io, kernel_tools, nn, optim, train
+from gpunet.backends import cache
 from gpunet.data import transforms
 from gpunet.data.named import NAMES
 from gpunet.io.atomic import destination
@@ -165,6 +168,48 @@ def run_info(args: argparse.Namespace) -> None:
         print(f"no GPU: {error}")
 
 
+def run_kernels_list(args: argparse.Namespace) -> None:
+    """List the files of kernels, the compiled instances that each has, and the architectures they run on."""
+    found = Counter((v.file, v.requires) for v in kernel_tools.every_variant(args.family))
+    rows = [(f"{file}.cu", str(count), requires) for (file, requires), count in sorted(found.items())]
+    print(kernel_tools.table([("file", "instances", "runs on"), *rows]))
+
+
+def run_kernels_compile(args: argparse.Namespace) -> None:
+    """Compile kernels ahead of time into the disk cache, as when a container image is built. No GPU is needed."""
+    started = time.perf_counter()
+    jobs = _kernel_jobs(args)
+    failed = [made for _, made in _shown(jobs, args.jobs) if isinstance(made, errors.KernelError)]
+    for error in failed:
+        print(f"gpunet: {error}", file=sys.stderr)
+    if failed:
+        raise errors.KernelError(f"{len(failed)} of {len(jobs)} did not compile")
+    print(f"{len(jobs)} kernels are in {cache.folder()}, after {time.perf_counter() - started:.1f} s")
+
+
+def run_kernels_report(args: argparse.Namespace) -> None:
+    """Report what kernels take of a multiprocessor: registers and spilled bytes per thread, bytes of static and dynamic
+    shared memory per block, and how many blocks fit. No GPU is needed."""
+    rows = []
+    for job, made in _shown(_kernel_jobs(args), args.jobs):
+        if isinstance(made, errors.KernelError):
+            raise made
+        row = kernel_tools.resources(job, made)
+        rows.append((*row, kernel_tools.hottest_loop(job, made)) if args.sass else row)
+    header = (*kernel_tools.HEADER, kernel_tools.HOTTEST_LOOP) if args.sass else kernel_tools.HEADER
+    print(kernel_tools.table([header, *sorted(rows)]))
+
+
+def _kernel_jobs(args: argparse.Namespace) -> list[kernel_tools.Job]:
+    variants, architectures = kernel_tools.every_variant(args.family), kernel_tools.architectures(args.arch)
+    return [kernel_tools.Job(v, a) for v in variants for a in architectures if v.runs_on(a.replace("compute", "sm"))]
+
+
+def _shown(jobs: list[kernel_tools.Job], processes: int | None) -> Iterator[Any]:
+    """What `compile_all` yields, with a progress bar on a terminal."""
+    return tqdm(kernel_tools.compile_all(jobs, processes), "compiling", len(jobs), leave=False, disable=None)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 1 where an input was wrong, which one line on stderr explains."""
     parser = argparse.ArgumentParser(prog="gpunet", description="Deep learning on the arrays you already have.")
@@ -193,6 +238,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.set_defaults(run=run_predict)
 
     commands.add_parser("info", help=run_info.__doc__).set_defaults(run=run_info)
+
+    kernels = commands.add_parser("kernels", help="compile the CUDA kernels ahead of time, and report on them")
+    verbs = kernels.add_subparsers(required=True, metavar="COMMAND")
+    for verb, about, run in [
+        ("list", "what there is", run_kernels_list),
+        ("compile", "compile ahead of time into the disk cache", run_kernels_compile),
+        ("report", "registers, shared memory and occupancy", run_kernels_report),
+    ]:
+        command = verbs.add_parser(verb, help=about, description=run.__doc__)
+        command.add_argument("--family", default="", metavar="NAME", help="only files whose names begin so: matmul")
+        command.set_defaults(run=run)
+        if verb != "list":
+            command.add_argument("--arch", required=True, help='such as sm_80,sm_90a, or "all"')
+            command.add_argument("--jobs", type=int, metavar="N", help="processes; default: one for each processor")
+        if verb == "report":
+            command.add_argument("--sass", action="store_true", help="also what the hottest loop is made of")
+
     args = parser.parse_args(argv)
     try:
         args.run(args)

@@ -153,7 +153,7 @@ def target(major: int, minor: int) -> str:
     known = [c for c in capabilities() if 70 <= c <= wanted]
     if not known:
         raise KernelError(
-            f"this device has compute capability {major}.{minor}; gpunet's kernels need at least 7.0"
+            f"compute capability {major}.{minor} is too old: gpunet's kernels need at least 7.0"
             if wanted < 70
             else _too_old(f"sm_{wanted}")
         )

@@ -34,7 +34,7 @@ class Instruction:
     address: bytes from the start of the function.
     opcode: with its modifiers, such as "HMMA.16816.F32.BF16".
     text: opcode and operands.
-    conditional: whether a predicate may keep it from running.
+    conditional: whether a predicate before it may keep it from running.
     labels: addresses that it names, such as where a branch leads.
     """
 
@@ -153,9 +153,9 @@ def parse(text: str) -> list[Function]:
         for address, match in found:
             named = (labels.get(label) for label in re.findall(r"\.L_x?_?\w+", match[4]))
             targets = tuple(target for target in named if target is not None)
-            # "BRA.U !UP0, `(.L_x_1)" has its condition among its operands.
-            conditional = match[2] is not None or re.match(r"!?U?[PR]\w+\s*,", match[4]) is not None
-            instructions.append(Instruction(address, match[3], f"{match[3]} {match[4]}".strip(), conditional, targets))
+            instructions.append(
+                Instruction(address, match[3], f"{match[3]} {match[4]}".strip(), match[2] is not None, targets)
+            )
         functions.append(Function(name, tuple(instructions)))
     return functions
 
@@ -212,8 +212,9 @@ def _branch(instructions: tuple[Instruction, ...], i: int) -> tuple[tuple[int, .
     instruction = instructions[i]
     kind = instruction.opcode.split(".")[0]
     if kind in ("BRA", "BRX", "BRXU", "JMP", "JMX"):
-        always = not instruction.conditional and ".DIV" not in instruction.opcode
-        return instruction.labels, not always
+        # "BRA.U !UP0, `(.L_x_1)" has its condition among its operands.
+        conditional = instruction.conditional or re.search(r"\.DIV|\s!?U?P\d,", instruction.text) is not None
+        return instruction.labels, conditional
     if kind in ("EXIT", "RET"):
         return (), instruction.conditional
     if kind == "BSYNC":  # leads where the BSSY that set its barrier register says
