@@ -271,7 +271,7 @@ struct Slab {
 
 // How many threads are to share a multiprocessor's 65536 registers: as many as leave each what it needs. Copies of few
 // bytes need more addresses.
-constexpr int resident_threads(int sums, int bytes) { return sums <= 32 && bytes == 16 ? 384 : 256; }
+DEVICE constexpr int resident_threads(int sums, int bytes) { return sums <= 32 && bytes == 16 ? 384 : 256; }
 
 // BYTES is the size of copies from global memory. The addresses of A and B, their strides along and across batches and
 // that of the axis whose elements are not adjacent are multiples of it (in bytes); split_k is one of BK.
