@@ -1,5 +1,7 @@
-# CPU:  docker build -t gpunet .                          && docker run --rm gpunet
-# GPU:  docker build -t gpunet --build-arg EXTRA=cuda .   && docker run --rm --gpus all gpunet
+# CPU:  docker build -t gpunet .
+#       docker run --rm gpunet
+# GPU:  docker build -t gpunet --build-arg EXTRA=cuda --build-arg ARCH=sm_80,sm_90 .
+#       docker run --rm --gpus all gpunet
 FROM debian:bookworm-slim
 
 # Extras of the package to install, such as "cuda" or "cuda,plot".
@@ -21,8 +23,14 @@ ENV PATH=/opt/venv/bin:$PATH
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
-RUN useradd --create-home user
+# Compiled kernels are where any user of the image can read them.
+ENV GPUNET_CACHE_DIR=/opt/gpunet-kernels
+RUN useradd --create-home user && install -d -o user -g user $GPUNET_CACHE_DIR
 USER user
 WORKDIR /home/user
+# GPUs whose kernels to compile now, so that no container has to: such as "sm_80,sm_90" (A100, H100), or "all". Needs
+# EXTRA=cuda. Kernels for other GPUs are compiled when they are first used.
+ARG ARCH=""
+RUN [ -z "$ARCH" ] || gpunet kernels compile --arch "$ARCH"
 
 CMD ["gpunet", "train"]
