@@ -12,6 +12,7 @@ Environment:
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -180,9 +181,6 @@ _warned: list[str] = []  # the hindrance that the user was told of
 @functools.cache
 def _temporary_folder() -> Path:
     """A folder that goes when the process ends."""
-    keeper = tempfile.TemporaryDirectory(prefix="gpunet-kernels-")
-    _keepers.append(keeper)
-    return Path(keeper.name)
-
-
-_keepers: list[tempfile.TemporaryDirectory[str]] = []
+    folder = tempfile.mkdtemp(prefix="gpunet-kernels-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)

@@ -153,9 +153,11 @@ def test_the_temporary_file_goes_with_the_process(tmp_path: Path) -> None:
         "path = Cache('so').path_or_make('key', lambda file: file.write_bytes(b'x'))\n"
         "print(path, path.exists())"
     )
-    env = {**os.environ, "GPUNET_CACHE_DIR": str(tmp_path / "taken"), "PYTHONWARNINGS": "ignore"}
-    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
-    path, existed = out.split()
+    env = {**os.environ, "GPUNET_CACHE_DIR": str(tmp_path / "taken"), "PYTHONWARNINGS": "ignore::UserWarning"}
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", code], env=env, capture_output=True, text=True, check=True
+    )
+    path, existed = done.stdout.split()
     assert existed == "True" and not Path(path).exists()
 
 
