@@ -1,37 +1,37 @@
-// Matrix products on Hopper's tensor cores (compute capability 9.0): wgmma on operands that the copy engine (TMA) brings.
+// Matrix products on Hopper's tensor cores (compute capability 9.0): wgmma on what the copy engine (TMA) brings.
 //
-//   warpgroup 0          one of its threads is the producer: it has the copy engine load the tiles of A and B, step by
-//                        step along K, as far ahead as there are free slots. Its warpgroup gives its registers away.
-//   warpgroups 1 (, 2)   the consumers: each multiplies 64 of the tile's BM rows by all of its BN columns, with the sums
-//                        in registers, and finishes them.
+//   warpgroup 0         One of its threads is the producer: it has the copy engine load tiles of A and B, step by step
+//                       along K, as far ahead as there are free slots. The warpgroup gives its registers away.
+//   warpgroup 1 (, 2)   The consumers: each multiplies 64 of the tile's BM rows by all of its BN columns, with the sums
+//                       in registers, and finishes them.
 //
-// The slots are a ring in shared memory. Each has two barriers: `full` completes a phase when the slot's bytes have landed,
-// `empty` when every warp of the consumers is done with them. One step is 128 bytes along K (BK = 64 or 32 elements).
+// The slots are a ring in shared memory. Each has two barriers: a phase of `full` completes when the slot's bytes have
+// landed, one of `empty` when every warp of the consumers is done with them. A step is 128 bytes along K, BK elements.
 //
-//            slot 0     slot 1     slot 2     slot 3
-//          +----------+----------+----------+----------+
-//          |  A   B   |  A   B   |  A   B   |  A   B   |       producer:  wait empty, expect bytes, load A, load B
-//          +----------+----------+----------+----------+       consumer:  wait full, issue four wgmma, wait for the
-//            being      being      landed     landing                     four of the step before, free their slot
-//            multiplied multiplied
+//           slot 0       slot 1       slot 2       slot 3
+//        +------------+------------+------------+------------+
+//        |   A    B   |   A    B   |   A    B   |   A    B   |      producer: wait empty, expect bytes, load A, load B
+//        +------------+------------+------------+------------+      consumer: wait full, issue four wgmma, wait for the
+//         multiplied,  multiplied   landed       landing                      step before, arrive at its slot's empty
+//         soon empty
 //
-// So each consumer always has a step's products under way while it issues the next one's, and no warp ever stands at a
-// barrier of the whole block. A block stays on its processor and computes one tile after the other (persistent); the ring
-// runs on across tiles, so the next tile's first steps land while the consumers finish this one's.
+// So a consumer always has one step's products under way while it issues the next, and no warp waits for all of the
+// block. A block stays on its processor and computes one tile after the other (persistent). The ring runs on from tile
+// to tile: while the consumers finish one, the next one's first steps land.
 //
-// A slot holds BM rows of A and BN of B (K_MAJOR: rows along K), 128 bytes each, or, where an operand lies the other way
-// (MN_MAJOR), blocks of 64 elements along M or N by the BK = 64 rows along K. Both with the copy engine's 128-byte swizzle,
-// which wgmma's matrix descriptors name; for the layouts, and which thread holds which sums, see ptx/hopper.cuh. What lies
-// outside of the matrices arrives as zeros.
+// A K_MAJOR operand's part of a slot is a row of 128 bytes along K for each of the BM or BN rows; that of an MN_MAJOR
+// one is blocks of 64 elements along M or N by BK rows. Both have the copy engine's 128-byte swizzle, which wgmma's
+// matrix descriptors name; see ptx/hopper.cuh, also for which thread holds which sums. What lies outside of the
+// matrices arrives as zeros.
 //
-// The epilogue passes through shared memory, 64 columns at a time: each warp puts down its 16 rows and takes them up as
-// 16-byte pieces of rows, so that C, residual and aux are accessed a whole 128-byte line at a time.
+// The epilogue goes through shared memory, 64 columns at a time: each warp puts down its 16 rows of sums and takes them
+// up again as pieces of rows, so that C, residual and aux are accessed in whole lines of 128 bytes.
 //
-// TF32: the copy engine rounds floats as it copies them (TensorMap's type), so nothing is lost by wgmma's reading their
-// upper 19 bits only.
+// TF32: the copy engine rounds numbers to nearest as it copies them, by the type that the tensor map gives them. wgmma
+// alone would truncate: it reads the upper 19 bits only.
 //
-// Left for later: a cluster of two blocks in neighbouring tiles can share the loads of the operand they have in common, by
-// .multicast::cluster in `load`; `empty` would then count the consumers of both.
+// Left for later: a cluster of two blocks with neighbouring tiles can load the operand that they share once, by
+// .multicast::cluster in `load`; `empty` then counts the consumers of both.
 #include "matmul.cuh"
 #include "ptx/hopper.cuh"
 
@@ -41,7 +41,7 @@ extern __shared__ __align__(1024) unsigned char gn_shared[];
 struct Work {
     int row, col, z, split;
     int k, steps;  // the first k, and how many steps
-    int a_inner, a_outer, b_inner, b_outer;  // coordinates of A's and B's matrices; an axis that is broadcast has only 0
+    int a_inner, a_outer, b_inner, b_outer;  // which matrix of A and of B; 0 along an axis that is broadcast
 };
 
 template <int BM, int BN, int BK>
@@ -103,9 +103,9 @@ DEVICE void load(unsigned char* to, const TensorMap& map, Barrier* full, int k, 
 
 template <class T, int BM, int BN, int STAGES, Layout A_LAYOUT, Layout B_LAYOUT>
 __global__ void __launch_bounds__(128 + 2 * BM, BM == 64 ? 2 : 1)
-matmul_wgmma(const __grid_constant__ MatmulArgs args, const __grid_constant__ TensorMap a_map,
-             const __grid_constant__ TensorMap b_map) {
-    static_assert(BM == 64 || BM == 128, "one or two consumers of 64 rows");
+    matmul_wgmma(const __grid_constant__ MatmulArgs args, const __grid_constant__ TensorMap a_map,
+                 const __grid_constant__ TensorMap b_map) {
+    static_assert(BM == 128 || (BM == 64 && BN < 256), "consumers of 64 rows, with registers for their sums");
     static_assert(A_LAYOUT != STRIDED && B_LAYOUT != STRIDED, "the copy engine wants adjacent elements");
     constexpr int CONSUMERS = BM / 64, BK = 128 / sizeof(T);
     constexpr int A_BYTES = BM * 128, SLOT = A_BYTES + BN * 128;
@@ -131,7 +131,7 @@ matmul_wgmma(const __grid_constant__ MatmulArgs args, const __grid_constant__ Te
 
     Place<STAGES> place;
     if (warpgroup == 0) {
-        if (CONSUMERS == 2) release_registers<40>();
+        release_registers<40>();
         if (warp == 0 && elect()) {
             for (unsigned index = blockIdx.x; index < list.count; index += gridDim.x) {
                 const Work work = list.at(index);
@@ -148,7 +148,7 @@ matmul_wgmma(const __grid_constant__ MatmulArgs args, const __grid_constant__ Te
             }
         }
     } else {
-        if (CONSUMERS == 2) claim_registers<232>();
+        claim_registers<CONSUMERS == 2 ? 232 : 216>();  // with the producers' 40, what the block was launched with
         const int consumer = warpgroup - 1;
         float* const strip = strips + (consumer * 4 + warp) * STRIP;
         const unsigned long long a_first = matrix_in_shared(gn_shared + consumer * 64 * 128, BK * 128);

@@ -1,9 +1,9 @@
-// Instructions of compute capability 9.0 (sm_90a): barriers in shared memory, bulk copies of boxes of an array (TMA), and
-// products of matrices in shared memory by a group of 128 threads (wgmma). Sections are those of the PTX ISA 8.7.
+// Instructions of compute capability 9.0 (sm_90a): barriers in shared memory, bulk copies of boxes of an array (TMA),
+// and products of matrices in shared memory by a group of 128 threads (wgmma). Sections are those of the PTX ISA 8.7.
 //
 // Each function is one instruction, with the code that stands in for it on the host beside it (GN_EMULATED). What the
-// hardware does in its own time, a copy or a product, the stand-ins do either at once or as late as possible (gn::late):
-// a wait that is missing gives wrong numbers in at least one of the two, and thread sanitizer names it.
+// hardware does in its own time, a copy or a product, the stand-ins do either at once or as late as possible
+// (gn::late): a wait that is missing gives wrong numbers in at least one of the two, and thread sanitizer names it.
 #pragma once
 #include "numeric.cuh"
 
@@ -18,8 +18,8 @@ struct __align__(64) TensorMap {
 };
 static_assert(sizeof(TensorMap) == 128, "the size that the driver's cuTensorMapEncodeTiled fills");
 
-// A barrier object: one phase after the other completes when as many threads have arrived, and as many bytes landed, as
-// that phase expects.
+// A barrier object: one phase after the other completes, each when as many threads have arrived, and as many bytes have
+// landed, as it expects.
 struct Barrier {
     unsigned long long word;
 };
@@ -87,7 +87,7 @@ struct Copy {
 // Those that were issued and have not happened yet.
 struct Copies {
     Copy waiting[256];
-    int count;
+    int count, issued;
 };
 
 GN_UNCHECKED inline Phase& phase_of(Barrier* barrier) {
@@ -118,7 +118,13 @@ GN_UNCHECKED inline void landed(Barrier* barrier, int bytes) {
     phase.advance();
 }
 
-GN_UNCHECKED inline void land(Copies& copies, Barrier* barrier) {
+GN_UNCHECKED inline void land(const Copy& copy) {
+    acquire(copy.barrier);
+    copy.run();
+    landed(copy.barrier, copy.bytes());
+}
+
+GN_UNCHECKED inline void land_all(Copies& copies, Barrier* barrier) {
     for (int i = 0; i < copies.count;) {
         if (copies.waiting[i].barrier != barrier) {
             i++;
@@ -126,9 +132,7 @@ GN_UNCHECKED inline void land(Copies& copies, Barrier* barrier) {
         }
         const Copy copy = copies.waiting[i];
         copies.waiting[i] = copies.waiting[--copies.count];
-        acquire(barrier);
-        copy.run();
-        landed(barrier, copy.bytes());
+        land(copy);
     }
 }
 
@@ -136,7 +140,7 @@ GN_UNCHECKED inline void wait(Barrier* barrier, unsigned parity) {
     Copies& copies = per_block<Copies>();
     int unmatched = 0;
     for (;;) {
-        land(copies, barrier);
+        land_all(copies, barrier);
         const Phase& phase = phase_of(barrier);
         if (phase.parity != parity) break;
         if (phase.pending == 0 && ++unmatched == 100)
@@ -146,11 +150,10 @@ GN_UNCHECKED inline void wait(Barrier* barrier, unsigned parity) {
     acquire(barrier);
 }
 
-GN_UNCHECKED inline void copy(void* to, const EmulatedTensorMap& array, Barrier* barrier, int rank, const int (&at)[4]) {
+GN_UNCHECKED inline void copy(void* to, const EmulatedTensorMap& array, Barrier* barrier, int rank,
+                              const int (&at)[4]) {
     phase_of(barrier);
-    Copies& copies = per_block<Copies>();
-    if (copies.count == 256) trap("more bulk copies are under way than are emulated");
-    Copy& copy = copies.waiting[copies.count];
+    Copy copy;
     copy.to = gn::shared_address(to);
     if (copy.to % 128) trap("a bulk copy's destination is not aligned to 128 bytes");
     if (array.rank != unsigned(rank)) trap("a bulk copy has more or fewer coordinates than its array has axes");
@@ -173,9 +176,12 @@ GN_UNCHECKED inline void copy(void* to, const EmulatedTensorMap& array, Barrier*
         if (array.box[axis] != 1) trap("only boxes of two axes are emulated");
         if (at[axis] < 0 || at[axis] >= static_cast<long long>(array.shape[axis])) copy.bottom = 0;
     }
-    copies.count++;
     release(barrier);
-    if (!late()) land(copies, barrier);
+    Copies& copies = per_block<Copies>();
+    // Half of the late ones land at once, too: what they overwrite, a late product may not have read yet.
+    if (!late() || copies.issued++ % 2) return land(copy);
+    if (copies.count == 256) trap("more bulk copies are under way than are emulated");
+    copies.waiting[copies.count++] = copy;
 }
 
 }  // namespace gn
@@ -183,8 +189,8 @@ GN_UNCHECKED inline void copy(void* to, const EmulatedTensorMap& array, Barrier*
 
 // --- barriers (9.7.13.15, mbarrier) ----------------------------------------------------------------------------------
 
-// Called by one thread, before any other uses the barrier; then fence_barriers and __syncthreads. A phase completes after
-// `count` arrivals.
+// Called by one thread, before any other uses the barrier; then fence_barriers and __syncthreads. A phase completes
+// after `count` arrivals.
 DEVICE void mbarrier_init(Barrier* barrier, unsigned count) {
 #ifdef GN_EMULATED
     gn::start(barrier, count);
@@ -240,7 +246,8 @@ DEVICE void mbarrier_wait(Barrier* barrier, unsigned parity) {
 #endif
 }
 
-// Meets `count` threads, a multiple of 32, at hardware barrier `id`: 1 to 15, 0 being __syncthreads (9.7.13.1, barrier).
+// Meets `count` threads, a multiple of 32, at hardware barrier `id`: 1 to 15, 0 being __syncthreads (9.7.13.1,
+// barrier).
 DEVICE void named_barrier(int id, int count) {
 #ifdef GN_EMULATED
     gn::named_barrier(id, count);
@@ -249,7 +256,7 @@ DEVICE void named_barrier(int id, int count) {
 #endif
 }
 
-// --- bulk copies (9.7.9.27, cp.async.bulk.tensor) ---------------------------------------------------------------------
+// --- bulk copies (9.7.9.27, cp.async.bulk.tensor) --------------------------------------------------------------------
 
 // Fetches the description itself, ahead of the first copy (prefetch.tensormap, 9.7.9.15).
 DEVICE void prefetch(const TensorMap& map) {
@@ -258,17 +265,18 @@ DEVICE void prefetch(const TensorMap& map) {
 #endif
 }
 
-// Copies the array's box whose first element is at the coordinates given, counted in elements, the axis of adjacent
-// elements first. One row of the box, of 128 bytes, lands behind the other; the 16-byte pieces of each group of eight rows
-// are permuted (128-byte swizzle), so `to` is best a multiple of 1024 bytes away from 0. Elements outside of the array are
-// zeros, and count as landed, too. Called by one thread.
+// Copies the box of the array whose first element is at the coordinates given, counted in elements, the axis of
+// adjacent elements first. The box's rows, of 128 bytes, land one behind the other; the 16-byte pieces of each group of
+// eight are permuted (128-byte swizzle, by the bits of their addresses), so `to` is best a multiple of 1024. Elements
+// outside of the array arrive as zeros. When the copy has landed, the barrier gets its number of bytes. Called by one
+// thread.
 DEVICE void tma_load(void* to, const TensorMap& map, Barrier* barrier, int c0, int c1) {
 #ifdef GN_EMULATED
     gn::copy(to, map.array, barrier, 2, {c0, c1, 0, 0});
 #else
     asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
-            shared_address(to)),
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%3, %4}], [%2];" ::"r"(shared_address(to)),
         "l"(&map), "r"(shared_address(barrier)), "r"(c0), "r"(c1)
         : "memory");
 #endif
@@ -298,7 +306,7 @@ DEVICE void tma_load(void* to, const TensorMap& map, Barrier* barrier, int c0, i
 #endif
 }
 
-// --- roles ------------------------------------------------------------------------------------------------------------
+// --- roles -----------------------------------------------------------------------------------------------------------
 
 // True for one thread of the warp, always the same (9.7.13.16, elect.sync). All 32 call it together.
 DEVICE bool elect() {
@@ -317,8 +325,8 @@ DEVICE bool elect() {
 #endif
 }
 
-// Gives registers back, or waits for as many as the warpgroup's threads may now use (9.7.19.5, setmaxnreg). All threads of
-// a warpgroup call it together. What all warpgroups of a block hold cannot exceed what it was launched with.
+// Gives registers back, or waits for as many as each of a warpgroup's threads may then use (9.7.19.5, setmaxnreg). All
+// of them call it together. What the warpgroups of a block hold cannot exceed what it was launched with.
 template <int REGISTERS>
 DEVICE void release_registers() {
     static_assert(REGISTERS >= 24 && REGISTERS <= 256 && REGISTERS % 8 == 0, "a multiple of 8 from 24 to 256");
@@ -335,24 +343,24 @@ DEVICE void claim_registers() {
 #endif
 }
 
-// --- products by a warpgroup: four warps, the first one's index a multiple of four (9.7.15, wgmma) ---------------------
+// --- products by a warpgroup: four warps, the first one's number a multiple of four (9.7.15, wgmma) ------------------
 //
-// D (64, N) += A (64, K) B (K, N), where a row of K is 32 bytes: K = 16 for half and bfloat16, 8 for TF32. A and B lie in
-// shared memory with the 128-byte swizzle that tma_load makes. Thread t of the warpgroup holds of D, for each group j of
-// eight columns,
+// D (64, N) += A (64, K) B (K, N), where a row of K is 32 bytes: K = 16 for half and bfloat16, 8 for TF32. A and B lie
+// in shared memory with the 128-byte swizzle that tma_load makes. Thread t of the warpgroup holds of D, for each group
+// j of eight columns,
 //
 //     d[4j], d[4j + 1]       row 16 (t / 32) + t % 32 / 4,      columns 8j + 2 (t % 4), and the next
 //     d[4j + 2], d[4j + 3]   the row eight below that
 //
 // In memory an operand is K_MAJOR, rows of 128 bytes along K, or MN_MAJOR, rows of 128 bytes along M or N, 64 elements:
 //
-//     K_MAJOR    row i (of M or N) at i * 128 bytes              the next instruction's K: 32 bytes further on
-//     MN_MAJOR   row k at k * 128 bytes; the next 64 of M        the next instruction's K: 16 rows, 2048 bytes further on
-//                or N `block` bytes further on
+//     K_MAJOR     row i of M or N at i * 128 bytes; the next instruction's part of K is 32 bytes further on
+//     MN_MAJOR    row k at k * 128 bytes, the next 64 of M or N `block` bytes further on; the next instruction's part
+//                 of K is 16 rows, 2048 bytes further on
 
-// Says where an operand is and how it lies (matrix-descriptor format, 9.7.15.5.1.2.2): the address, the distance of its
-// blocks of 64 along M or N (which K_MAJOR has none of), that of its groups of eight rows, and the 128-byte swizzle. All
-// distances are divided by 16. To move on by some bytes, add a sixteenth of them.
+// Says where an operand is and how it lies (matrix descriptor, 9.7.15.5.1): its address, the distance of its blocks of
+// 64 along M or N (K_MAJOR has none), that of its groups of eight rows, and the 128-byte swizzle. Distances are in
+// units of 16 bytes. To move on by some bytes, add a sixteenth of them.
 DEVICE unsigned long long matrix_in_shared(const void* p, int block = 16) {
     const unsigned long long address = (shared_address(p) & 0x3ffff) >> 4, rows = 8 * 128 >> 4;
     return address | static_cast<unsigned long long>(block >> 4) << 16 | rows << 32 | 1ull << 62;
@@ -363,11 +371,12 @@ namespace gn {
 
 template <class T>
 float element(unsigned long long matrix, bool mn_major, int mn, int k) {
-    const unsigned start = (matrix & 0x3fff) << 4, block = (matrix >> 16 & 0x3fff) << 4, eight = (matrix >> 32 & 0x3fff) << 4;
-    const int size = sizeof(T);
-    const unsigned at = mn_major ? start + mn / 64 * block + k / 8 * eight + k % 8 * 128 + mn % 64 * size
-                                 : start + mn / 8 * eight + mn % 8 * 128 + k * size;
-    const unsigned char* p = shared_at(swizzled(at));
+    constexpr int SIZE = sizeof(T);
+    const unsigned start = (matrix & 0x3fff) << 4, block = (matrix >> 16 & 0x3fff) << 4;
+    const unsigned eight_rows = (matrix >> 32 & 0x3fff) << 4;
+    const unsigned offset = mn_major ? mn / 64 * block + k / 8 * eight_rows + k % 8 * 128 + mn % 64 * SIZE
+                                     : mn / 8 * eight_rows + mn % 8 * 128 + k * SIZE;
+    const unsigned char* const p = shared_at(swizzled(start + offset));
     if constexpr (sizeof(T) == 4)
         return __uint_as_float(*reinterpret_cast<const unsigned*>(p) & ~0x1fffu);  // the hardware reads no more bits
     else
@@ -510,30 +519,28 @@ DEVICE void wgmma_wait() {
     else                                                                                                      \
         GN_WGMMA("m64n256" k, types, 128, "128", "129", "130", majors_256, __VA_ARGS__)
 #define GN_WGMMA_16(types)                                                                                    \
-    GN_WGMMA_SIZES("k16", types, ", %35, %36", ", %67, %68", ", %131, %132", , "n"(int(A_MN_MAJOR)), "n"(int(B_MN_MAJOR)))
+    GN_WGMMA_SIZES("k16", types, ", %35, %36", ", %67, %68", ", %131, %132", , "n"(int(A_MN_MAJOR)),            \
+                   "n"(int(B_MN_MAJOR)))
 #define GN_WGMMA_TF32 GN_WGMMA_SIZES("k8", "tf32.tf32", "", "", "", )
 
+template <class T, class U>
+constexpr bool IS_SAME = false;
 template <class T>
-struct WgmmaType;
-template <>
-struct WgmmaType<half> { static constexpr int INDEX = 0; };
-template <>
-struct WgmmaType<bfloat16> { static constexpr int INDEX = 1; };
-template <>
-struct WgmmaType<tf32> { static constexpr int INDEX = 2; };
+constexpr bool IS_SAME<T, T> = true;
 
 // Issues a product; wgmma_fence comes before the first, wgmma_commit and wgmma_wait after the last. (9.7.15.5.2)
 // T is half, bfloat16 or tf32, of which the hardware reads the upper 19 bits.
 template <class T, int N, bool A_MN_MAJOR = false, bool B_MN_MAJOR = false>
 DEVICE void wgmma(float (&d)[N / 2], unsigned long long matrix_a, unsigned long long matrix_b, bool accumulate) {
     static_assert(N == 64 || N == 128 || N == 256, "N is one of 64, 128, 256");
-    static_assert(sizeof(T) == 2 || !(A_MN_MAJOR || B_MN_MAJOR), "TF32 operands are K_MAJOR");
+    static_assert(IS_SAME<T, half> || IS_SAME<T, bfloat16> || IS_SAME<T, tf32>, "T is half, bfloat16 or tf32");
+    static_assert(!IS_SAME<T, tf32> || !(A_MN_MAJOR || B_MN_MAJOR), "TF32 operands are K_MAJOR");
 #ifdef GN_EMULATED
     gn::issue({gn::multiply<T, N, A_MN_MAJOR, B_MN_MAJOR>, d, matrix_a, matrix_b, accumulate});
 #else
-    if constexpr (WgmmaType<T>::INDEX == 0) {
+    if constexpr (IS_SAME<T, half>) {
         GN_WGMMA_16("f16.f16");
-    } else if constexpr (WgmmaType<T>::INDEX == 1) {
+    } else if constexpr (IS_SAME<T, bfloat16>) {
         GN_WGMMA_16("bf16.bf16");
     } else {
         GN_WGMMA_TF32;
