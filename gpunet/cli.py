@@ -12,7 +12,8 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
@@ -178,36 +179,39 @@ def run_kernels_list(args: argparse.Namespace) -> None:
 def run_kernels_compile(args: argparse.Namespace) -> None:
     """Compile kernels ahead of time into the disk cache, as when a container image is built. No GPU is needed."""
     started = time.perf_counter()
-    jobs = _kernel_jobs(args)
-    failed = [made for _, made in _shown(jobs, args.jobs) if isinstance(made, errors.KernelError)]
-    for error in failed:
-        print(f"gpunet: {error}", file=sys.stderr)
-    if failed:
-        raise errors.KernelError(f"{len(failed)} of {len(jobs)} did not compile")
-    print(f"{len(jobs)} kernels are in {cache.folder()}, after {time.perf_counter() - started:.1f} s")
+    compiled = _compile_kernels(args)
+    _refuse_failures(compiled)
+    print(f"{len(compiled)} kernels are in {cache.folder()}, after {time.perf_counter() - started:.1f} s")
 
 
 def run_kernels_report(args: argparse.Namespace) -> None:
     """Report what kernels take of a multiprocessor: registers and spilled bytes per thread, bytes of static and dynamic
     shared memory per block, and how many blocks fit. No GPU is needed."""
-    rows = []
-    for job, made in _shown(_kernel_jobs(args), args.jobs):
-        if isinstance(made, errors.KernelError):
-            raise made
-        row = kernel_tools.resources(job, made)
-        rows.append((*row, kernel_tools.hottest_loop(job, made)) if args.sass else row)
-    header = (*kernel_tools.HEADER, kernel_tools.HOTTEST_LOOP) if args.sass else kernel_tools.HEADER
+    compiled = _compile_kernels(args)
+    good = [(job, made) for job, made in compiled.items() if not isinstance(made, errors.KernelError)]
+    header: tuple[str, ...] = kernel_tools.HEADER
+    rows = [kernel_tools.resources(*pair) for pair in good]
+    if args.sass:
+        with ThreadPoolExecutor(args.jobs or os.cpu_count()) as threads:  # each waits for a disassembler
+            loops = threads.map(lambda pair: kernel_tools.hottest_loop(*pair), good)
+            header, rows = (*header, "hottest loop"), [(*row, loop) for row, loop in zip(rows, loops)]
     print(kernel_tools.table([header, *sorted(rows)]))
+    _refuse_failures(compiled)
 
 
-def _kernel_jobs(args: argparse.Namespace) -> list[kernel_tools.Job]:
+def _compile_kernels(args: argparse.Namespace) -> dict[kernel_tools.Job, Any]:
+    """What was asked for, compiled, with a progress bar on a terminal; a KernelError for what does not compile."""
     variants, architectures = kernel_tools.every_variant(args.family), kernel_tools.architectures(args.arch)
-    return [kernel_tools.Job(v, a) for v in variants for a in architectures if v.runs_on(a.replace("compute", "sm"))]
+    jobs = [kernel_tools.Job(v, a) for v in variants for a in architectures if v.runs_on(a.replace("compute", "sm"))]
+    return dict(tqdm(kernel_tools.compile_all(jobs, args.jobs), "compiling", len(jobs), leave=False, disable=None))
 
 
-def _shown(jobs: list[kernel_tools.Job], processes: int | None) -> Iterator[Any]:
-    """What `compile_all` yields, with a progress bar on a terminal."""
-    return tqdm(kernel_tools.compile_all(jobs, processes), "compiling", len(jobs), leave=False, disable=None)
+def _refuse_failures(compiled: dict[kernel_tools.Job, Any]) -> None:
+    failed = [made for made in compiled.values() if isinstance(made, errors.KernelError)]
+    for error in failed:
+        print(f"gpunet: {error}", file=sys.stderr)
+    if failed:
+        raise errors.KernelError(f"{len(failed)} of {len(compiled)} kernels did not compile")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -104,7 +104,6 @@ def _tried(function: Callable[[Variant, str], nvrtc.Compiled | None], job: Job) 
 
 
 HEADER = ("kernel", "for", "registers", "spills", "static", "dynamic", "blocks", "warps", "limit")
-HOTTEST_LOOP = "hottest loop"
 
 
 def resources(job: Job, made: nvrtc.Compiled) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from gpunet.errors import KernelError
 
-# Of the CUDA driver API, "Tensor Map Object Management". A copy moves bits, so each size of element has one type.
-_TYPES = {2: 6, 4: 7}  # bytes of an element: CU_TENSOR_MAP_DATA_TYPE_FLOAT16, _FLOAT32
+# Of the CUDA driver API, "Tensor Map Object Management". Elements of 2 bytes are copied bit for bit; those of 4 are
+# floats for tensor cores, which the copy rounds to TF32 (tensor cores themselves would truncate).
+_TYPES = {2: 1, 4: 11}  # bytes of an element: CU_TENSOR_MAP_DATA_TYPE_UINT16, _TFLOAT32
 _NO_INTERLEAVE = 0
 _SWIZZLE_128B = 3
 _L2_PROMOTION_256B = 3

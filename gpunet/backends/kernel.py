@@ -106,7 +106,7 @@ class Launcher:
 
         Args:
             pointer: address of the first element, a multiple of 16.
-            itemsize: bytes of an element: 2 or 4.
+            itemsize: bytes of an element: 2, or 4 for floats, which are rounded to TF32 as they are copied.
             shape: lengths of the axes, the axis of adjacent elements first.
             strides: bytes between neighbours along each axis but the first; multiples of 16.
             box: how many elements of each axis are moved at once. The first axis's are 128 bytes, which land in shared

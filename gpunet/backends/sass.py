@@ -65,14 +65,17 @@ class Function:
         return sum(count for opcode, count in counts.items() if kind.fullmatch(opcode))
 
     def hottest_loop(self) -> tuple[Instruction, ...]:
-        """The innermost loop that does most of the arithmetic, and little else; empty where there is none.
+        """The innermost loop with the largest share of arithmetic, of those that have a fair part of the kernel's;
+        empty where there is none.
 
         A loop within it that does none, such as one that waits for a barrier, does not make it an outer one.
         """
         bodies = [(body, self.arithmetic(body)) for body in _loops(self.instructions)]
         found = [(body, count) for body, count in bodies if count]
         inner = [(b, count) for b, count in found if not any(set(other) < set(b) for other, _ in found)]
-        return max(inner, key=lambda pair: pair[1] ** 2 / len(pair[0]), default=((), 0))[0]
+        fair = max((count for _, count in inner), default=0) / 16  # an unrolled epilogue may have more than the loop
+        shares = ((count / len(body), body) for body, count in inner if count >= fair)
+        return max(shares, key=lambda pair: pair[0], default=(0.0, ()))[1]
 
 
 def mix(instructions: Iterable[Instruction]) -> Counter[str]:
