@@ -199,10 +199,16 @@ DEVICE void mbarrier_init(Barrier* barrier, unsigned count) {
 #endif
 }
 
-// Makes the barriers that this thread initialised known to the copy engine (9.7.13.4, membar/fence).
+// Makes the barriers that this thread initialised known to the copy engine. (9.7.13.4, membar/fence)
 DEVICE void fence_barriers() {
 #ifndef GN_EMULATED
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+
+// Makes what this thread stored in shared memory known to the copy engine and to wgmma. (9.7.13.4, membar/fence)
+DEVICE void fence_stores() {
+#ifndef GN_EMULATED
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
