@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -181,7 +181,8 @@ class Choice(NamedTuple):
         variant: the kernel.
         m, n, k: the part of C that a block makes at a time, and how far along K it goes in one step.
         splits: the number of parts that the sum over K is cut into; a second kernel adds them up.
-        persistent: whether blocks stay and take one tile after another.
+        persistent: how many blocks a multiprocessor gets that stay and take one tile after another; 0 if every tile has
+            its own.
     """
 
     tile: str
@@ -190,80 +191,210 @@ class Choice(NamedTuple):
     n: int
     k: int
     splits: int = 1
-    persistent: bool = False
+    persistent: int = 0
 
 
 # What kernels call the types.
 _NUMBERS = {"float64": "double", "float32": "float", "tf32": "tf32", "float16": "half", "bfloat16": "bfloat16"}
 
-_LAYOUTS = tuple(product(("K_MAJOR", "MN_MAJOR"), repeat=2))
+_LAYOUTS = [(a, b) for a in ("K_MAJOR", "MN_MAJOR") for b in ("K_MAJOR", "MN_MAJOR")]
 
 
-class SimtTile(NamedTuple):
-    """Template arguments of matmul_simt: a block's tile and a warp's part of it."""
-
-    m: int
-    n: int
-    k: int
-    warp_m: int
-    warp_n: int
+def _vector_length(problem: Problem) -> int:
+    """How many elements the kernels can load at a time: 16 bytes of them, or one."""
+    return 16 // problem.itemsize if min(problem.a.alignment, problem.b.alignment) == 16 else 1
 
 
+# Multiply-adds: block tile (M, N), and a warp's part of it.
 _SIMT_TILES = {
-    4: (SimtTile(128, 128, 8, 64, 32), SimtTile(64, 64, 8, 32, 32), SimtTile(32, 32, 8, 16, 16)),
-    8: (SimtTile(64, 64, 8, 32, 32), SimtTile(32, 32, 8, 16, 16)),
+    "double": ((64, 64, 32, 32), (32, 32, 16, 16)),
+    "float": ((128, 128, 64, 32), (64, 64, 32, 32), (32, 32, 32, 16)),
+    "half": ((128, 128, 64, 32), (64, 64, 32, 32), (32, 32, 32, 16)),
+    "bfloat16": ((128, 128, 64, 32), (64, 64, 32, 32), (32, 32, 32, 16)),
 }
+_WIDTHS = {"double": 2, "float": 4, "tf32": 4, "half": 8, "bfloat16": 8}  # elements in 16 bytes
 
 
-def _simt_variant(number: str, tile: SimtTile, layouts: tuple[str, str], vector: int) -> Variant:
-    arguments = ", ".join(map(str, (number, *tile, *layouts, vector)))
-    threads = tile.m // tile.warp_m * (tile.n // tile.warp_n) * 32
-    return Variant("matmul_simt", f"matmul_simt<{arguments}>", threads, registers=65536 // 512, instructions=())
+def _simt_choice(number: str, tile: tuple[int, int, int, int], layouts: tuple[str, str], vector: int) -> Choice:
+    m, n, warp_m, warp_n = tile
+    k = 2 * max(_WIDTHS[number], 4)
+    threads = m // warp_m * (n // warp_n) * 32
+    arguments = ", ".join(map(str, (number, m, n, k, warp_m, warp_n, *layouts, vector)))
+    instructions = ("DFMA" if number == "double" else "FFMA", *(() if vector == 1 else (r"LDG\S*128",)))
+    variant = Variant("matmul_simt", f"matmul_simt<{arguments}>", threads, registers=128, instructions=instructions)
+    return Choice(f"simt {m}x{n}", variant, m, n, k)
 
 
 def _simt(problem: Problem, architecture: str) -> Iterator[Choice]:
-    number = _NUMBERS[problem.dtype]
-    layouts = problem.layouts
-    vector = 1
-    if "STRIDED" in layouts:
-        layouts = ("STRIDED", "STRIDED")
-    elif _vectors_fit(problem, 16 // problem.itemsize):
-        vector = 16 // problem.itemsize
-    for tile in _SIMT_TILES[8 if number == "double" else 4]:
-        yield Choice(f"simt {tile.m}x{tile.n}", _simt_variant(number, tile, layouts, vector), tile.m, tile.n, tile.k)
-
-
-def _vectors_fit(problem: Problem, vector: int) -> bool:
-    """Whether both operands can be read in vectors of 16 bytes: they are aligned, and no vector is cut by an edge."""
+    number, layouts, vector = _NUMBERS[problem.dtype], problem.layouts, _vector_length(problem)
     lengths = (
-        problem.k if problem.layouts[0] == "K_MAJOR" else problem.m,
-        problem.k if problem.layouts[1] == "K_MAJOR" else problem.n,
+        problem.k if layouts[0] == "K_MAJOR" else problem.m,
+        problem.k if layouts[1] == "K_MAJOR" else problem.n,
     )
-    return min(problem.a.alignment, problem.b.alignment) == 16 and not any(length % vector for length in lengths)
+    if "STRIDED" in layouts:
+        layouts, vector = ("STRIDED", "STRIDED"), 1
+    elif any(length % vector for length in lengths):
+        vector = 1  # the last of a line would reach beyond its end
+    for tile in _SIMT_TILES[number]:
+        yield _simt_choice(number, tile, layouts, vector)
 
 
-def _vector(problem: Problem, architecture: str) -> Iterator[Choice]:
-    return iter(())
+def _all_simt() -> Iterator[Choice]:
+    for number, tiles in _SIMT_TILES.items():
+        for tile in tiles:
+            yield _simt_choice(number, tile, ("STRIDED", "STRIDED"), 1)
+            for layouts, vector in product(_LAYOUTS, (1, _WIDTHS[number])):
+                yield _simt_choice(number, tile, layouts, vector)
 
 
-_TIERS: tuple[Callable[[Problem, str], Iterator[Choice]], ...] = (_simt, _vector)
+# mma.sync: block tile, and a warp's part of it.
+_MMA_TILES = ((128, 128, 64, 64), (64, 64, 32, 32))
+_MMA_STAGES = 3
 
 
-def _kernels(problem: Problem, architecture: str) -> list[Choice]:
-    """The kernels that can compute a problem, not split."""
-    return [choice for tier in _TIERS for choice in tier(problem, architecture)]
+def _mma_choice(number: str, tile: tuple[int, int, int, int], layouts: tuple[str, str], copy: int) -> Choice:
+    m, n, warp_m, warp_n = tile
+    itemsize = 16 // _WIDTHS[number]
+    k = 64 // itemsize
+    threads = m // warp_m * (n // warp_n) * 32
+    arguments = ", ".join(map(str, (number, m, n, k, warp_m, warp_n, _MMA_STAGES, *layouts, copy)))
+    variant = Variant(
+        "matmul_mma",
+        f"matmul_mma<{arguments}>",
+        threads,
+        shared=_MMA_STAGES * (m + n) * k * itemsize,
+        requires="sm_75+" if number == "half" else "sm_80+",
+        instructions=("HMMA",),
+    )
+    return Choice(f"mma {m}x{n}", variant, m, n, k)
 
 
-def _reduction(problem: Problem) -> tuple[Variant, tuple[int, int, int]]:
-    """The kernel that adds up the parts of a split sum, and its grid."""
-    number = _NUMBERS[problem.dtype]
-    variant = Variant("matmul_reduce", f"matmul_reduce<{number}>", 256)
-    elements = problem.m * problem.n
-    return variant, (-(-elements // 1024), min(problem.products, _MOST_Y), 1)
+def _mma(problem: Problem, architecture: str) -> Iterator[Choice]:
+    number = _NUMBERS[problem.compute]
+    if number in ("double", "float") or "STRIDED" in problem.layouts:
+        return
+    copy = 16 if min(problem.a.alignment, problem.b.alignment) == 16 else problem.itemsize
+    for tile in _MMA_TILES:
+        yield _mma_choice(number, tile, problem.layouts, copy)
+
+
+def _all_mma() -> Iterator[Choice]:
+    for number, tile, layouts in product(("half", "bfloat16", "tf32"), _MMA_TILES, _LAYOUTS):
+        for copy in (16, 16 // _WIDTHS[number]):
+            yield _mma_choice(number, tile, layouts, copy)
+
+
+# wgmma: block tile, and how many of its steps along K shared memory holds.
+_WGMMA_TILES = ((128, 256, 4), (128, 128, 6), (64, 128, 4), (64, 64, 6))
+
+
+def _wgmma_choice(number: str, tile: tuple[int, int, int], layouts: tuple[str, str]) -> Choice:
+    m, n, stages = tile
+    arguments = ", ".join(map(str, (number, m, n, stages, *layouts)))
+    variant = Variant(
+        "matmul_wgmma",
+        f"matmul_wgmma<{arguments}>",
+        threads=128 + 2 * m,
+        shared=stages * (m + n) * 128 + m // 64 * 16384 + 16 * stages,  # the ring, the epilogue's strips, barriers
+        requires="sm_90a",
+        registers=168 if m == 128 else 128,
+        instructions=("HGMMA", "UTMALDG", *(("USETMAXREG",) if m == 128 else ())),
+    )
+    return Choice(f"wgmma {m}x{n}", variant, m, n, 128 * _WIDTHS[number] // 16, persistent=1 if m == 128 else 2)
+
+
+def _wgmma(problem: Problem, architecture: str) -> Iterator[Choice]:
+    number, layouts = _NUMBERS[problem.compute], problem.layouts
+    if number in ("double", "float") or (number == "tf32" and layouts != ("K_MAJOR", "K_MAJOR")):
+        return
+    # The copy engine takes no matrix without elements, and no strides that are zero, negative or unaligned.
+    strides = [max(problem.a.row, problem.a.col), max(problem.b.row, problem.b.col)]
+    strides += [min(problem.a.row, problem.a.col), min(problem.b.row, problem.b.col)]
+    batch = [s for axis in problem.batch[-2:] for s in (axis.a, axis.b)]
+    if (
+        "STRIDED" in layouts
+        or _vector_length(problem) == 1
+        or problem.k == 0
+        or min(strides) < 1
+        or min(batch, default=0) < 0
+    ):
+        return
+    for tile in _WGMMA_TILES:
+        yield _wgmma_choice(number, tile, layouts)
+
+
+def _all_wgmma() -> Iterator[Choice]:
+    for number, tile, layouts in product(("half", "bfloat16", "tf32"), _WGMMA_TILES, _LAYOUTS):
+        if number != "tf32" or layouts == ("K_MAJOR", "K_MAJOR"):
+            yield _wgmma_choice(number, tile, layouts)
 
 
 def _maps(problem: Problem, choice: Choice) -> tuple[tuple[Any, ...], ...]:
-    return ()
+    """What `Launcher.tensor_map` is to be told of A and B, for the kernels that read them so."""
+    if choice.variant.file != "matmul_wgmma":
+        return ()
+    a, b, itemsize = problem.a, problem.b, problem.itemsize
+    outer, inner = (Axis(1, 0, 0, 0), Axis(1, 0, 0, 0), *problem.batch)[-2:]
+
+    def tensor_map(k_stride: int, stride: int, length: int, block: int, *batch: tuple[int, int]) -> tuple[Any, ...]:
+        step = 128 // itemsize
+        if k_stride == 1:
+            shape, leading, box = (problem.k, length), stride, (step, block)
+        else:
+            shape, leading, box = (length, problem.k), k_stride, (step, step)
+        # An axis that is broadcast over has one element; its stride is never used, but must be a possible one.
+        lengths = tuple(count if s else 1 for count, s in batch)
+        strides = tuple(s * itemsize or 16 for _, s in batch)
+        return itemsize, (*shape, *lengths), (leading * itemsize, *strides), (*box, 1, 1)
+
+    return (
+        tensor_map(a.col, a.row, problem.m, choice.m, (inner.length, inner.a), (outer.length, outer.a)),
+        tensor_map(b.row, b.col, problem.n, choice.n, (inner.length, inner.b), (outer.length, outer.b)),
+    )
+
+
+def _vector_choice(number: str, layout: str, vector: int) -> Choice:
+    variant = Variant("matmul_vector", f"matmul_vector<{number}, {layout}, {vector}>", 256)
+    if layout == "K_MAJOR":
+        return Choice("vector", variant, 8, 1, 32 * vector)
+    return Choice("vector", variant, 32 * vector, 1, 8)
+
+
+def _vector(problem: Problem, architecture: str) -> Iterator[Choice]:
+    if problem.n == 1:
+        layout, alignment = problem.layouts[0], problem.a.alignment
+    elif problem.m == 1:
+        layout, alignment = problem.layouts[1], problem.b.alignment
+    else:
+        return
+    vector = 16 // problem.itemsize if alignment == 16 and layout != "STRIDED" else 1
+    yield _vector_choice(_NUMBERS[problem.dtype], layout, vector)
+
+
+def _all_vector() -> Iterator[Choice]:
+    for number in _SIMT_TILES:
+        yield _vector_choice(number, "STRIDED", 1)
+        for layout, vector in product(("K_MAJOR", "MN_MAJOR"), (1, _WIDTHS[number])):
+            yield _vector_choice(number, layout, vector)
+
+
+def _reduction(number: str) -> Variant:
+    return Variant("matmul_reduce", f"matmul_reduce<{number}>", 256)
+
+
+def kernels(problem: Problem, architecture: str) -> list[Choice]:
+    """The kernels that can compute a problem on an architecture, not split."""
+    found = [choice for tier in (_simt, _mma, _wgmma, _vector) for choice in tier(problem, architecture)]
+    return [choice for choice in found if choice.variant.runs_on(architecture)]
+
+
+@register_variants
+def _variants() -> Iterator[Variant]:
+    for family in (_all_simt, _all_mma, _all_wgmma, _all_vector):
+        for choice in family():
+            yield choice.variant
+    for number in _SIMT_TILES:
+        yield _reduction(number)
 
 
 # --- the choice -------------------------------------------------------------------------------------------------------
@@ -297,7 +428,7 @@ def choices(problem: Problem, architecture: str, processors: int) -> list[Choice
     rates = _rates(architecture)
     found = [
         choice._replace(splits=splits)
-        for choice in _kernels(problem, architecture)
+        for choice in kernels(problem, architecture)
         for splits in _splits(problem, choice, processors)
     ]
     best = rates["best"].get(bucket(problem))
@@ -310,8 +441,6 @@ def _tiles(problem: Problem, choice: Choice) -> int:
 
 def _splits(problem: Problem, choice: Choice, processors: int) -> list[int]:
     """The numbers of parts worth a look: blocks for every processor, and work enough in each block."""
-    if choice.persistent or choice.tile == "vector":
-        return [1]
     room = min(4 * processors // max(_tiles(problem, choice), 1), problem.k // (8 * choice.k))
     return [1, *(s for s in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if s <= room)]
 
@@ -490,9 +619,10 @@ def plan_of(shape: tuple[int, ...], problem: Problem, choice: Choice, epilogue: 
     tiles = _tiles(inner._replace(batch=()), choice)
     count = inner.products
     if choice.persistent:
-        grid = (min(tiles * count, processors), 1, 1)
+        grid = (min(tiles * count * splits, processors * choice.persistent), 1, 1)
     else:
         grid = (tiles, min(count, _MOST_Y), splits)
+    reduction, elements = _reduction(_NUMBERS[problem.dtype]), count * problem.m * problem.n
     launches = []
     for index in product(*(range(axis.length) for axis in around)):
         da, db, dc = (
@@ -502,8 +632,10 @@ def plan_of(shape: tuple[int, ...], problem: Problem, choice: Choice, epilogue: 
         offsets = (da, db, dc)
         launches.append(Launch(choice.variant, grid, constants, swapped, offsets, _maps(inner, choice)))
         if splits > 1:
-            launches.append(Launch(*_reduction(inner), constants, swapped, offsets))
-    workspace = splits * count * problem.m * problem.n if splits > 1 else 0
+            launches.append(
+                Launch(reduction, (min(-(-elements // 1024), 4 * processors), 1, 1), constants, swapped, offsets)
+            )
+    workspace = splits * elements if splits > 1 else 0
     return Plan(shape, tuple(launches), workspace, "float64" if problem.dtype == "float64" else "float32")
 
 
