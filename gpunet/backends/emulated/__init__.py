@@ -21,7 +21,7 @@ import numpy as np
 from gpunet.backends.base import Backend
 from gpunet.backends.device import Device
 from gpunet.backends.emulated.arrays import EmulatedArray, empty, namespace, wrap
-from gpunet.backends.emulated.compiler import find_compiler, prebuild, sanitizer
+from gpunet.backends.emulated.compiler import find_compiler, prebuild
 from gpunet.backends.emulated.launcher import EmulatedLauncher, emulation
 from gpunet.errors import DeviceError
 
@@ -44,7 +44,6 @@ class EmulatedBackend(Backend):
         find_compiler()
         self.xp = namespace()
         self._launcher = EmulatedLauncher()
-        self._watched = sanitizer() == "address"
 
     def launcher(self, name: str) -> EmulatedLauncher:
         """What launches the kernel of that name: the same for all."""
@@ -55,7 +54,7 @@ class EmulatedBackend(Backend):
 
     def from_numpy(self, array: np.ndarray, device: Device) -> EmulatedArray:
         array = np.asarray(array)
-        new = empty(array.shape, array.dtype, np.empty_like(array).strides, self._watched)
+        new = empty(array.shape, array.dtype, np.empty_like(array).strides)
         new[...] = array
         return new
 

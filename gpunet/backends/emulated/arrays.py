@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
+import math
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-_ALIGNMENT = 64
-_BEHIND = 64  # poisoned bytes behind an array: what a read past its end gets
+from gpunet.backends.emulated.compiler import runtime
 
 
 class EmulatedArray(np.ndarray):
@@ -27,42 +26,34 @@ class EmulatedArray(np.ndarray):
 
 
 class _Memory:
-    """Bytes at an aligned address, poisoned. The C library's, as AddressSanitizer watches its bounds exactly."""
+    """Bytes of the runtime, which start as 0xFF; every launch checks that those around them still are."""
 
-    def __init__(self, size: int, watched: bool) -> None:
-        behind = 0 if watched else _BEHIND
-        pointer = ctypes.c_void_p()
-        if _libc.posix_memalign(ctypes.byref(pointer), _ALIGNMENT, max(size + behind, 1)):
+    def __init__(self, size: int) -> None:
+        library = runtime()
+        self._free = library.gn_free
+        self.address = library.gn_allocate(size)
+        if self.address is None:
             raise MemoryError(f"no memory for an array of {size} bytes")
-        self.address = pointer.value or 0
-        ctypes.memset(self.address, 0xFF, size + behind)
         self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (self.address, False), "version": 3}
 
     def __del__(self) -> None:
-        _free(self.address)
+        if self.address is not None:
+            self._free(self.address)
 
 
-_libc = ctypes.CDLL(None)
-_libc.posix_memalign.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
-_free: Any = _libc.free
-_free.argtypes = [ctypes.c_void_p]
-_free.restype = None
-
-
-def empty(shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = None, watched: bool = False) -> Any:
-    """A new array whose bytes are all 0xFF: NaN in every floating-point type.
+def empty(shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = None) -> Any:
+    """A new array at a multiple of 64 bytes, whose bytes are all 0xFF: NaN in every floating-point type.
 
     Args:
         shape: its shape.
         dtype: of its elements.
         strides: in bytes, of an array without gaps; C-contiguous if None.
-        watched: whether AddressSanitizer runs, which sees by itself what is read behind the end.
+
+    Raises:
+        DeviceError: there is no C++ compiler.
     """
     dtype = np.dtype(dtype)
-    size = dtype.itemsize
-    for length in shape:
-        size *= length
-    memory: Any = np.asarray(_Memory(size, watched))
+    memory: Any = np.asarray(_Memory(math.prod(shape) * dtype.itemsize))
     return np.ndarray.__new__(EmulatedArray, shape, dtype, memory, 0, strides)
 
 

@@ -1,8 +1,8 @@
 """Compiles kernels for the CPU: one library for each template instance, with the host's C++ compiler.
 
 A library holds the unmodified .cu file and one entry point; the runtime that it calls (emulator.cpp) is a library of
-its own. Both are cached on disk. With $GPUNET_EMULATED_SANITIZE set to "address" or "thread" they are instrumented, and the
-process must have been started with that sanitizer's runtime preloaded.
+its own. Both are cached on disk. With $GPUNET_EMULATED_SANITIZE set to "address" or "thread" they are instrumented, and
+the process must have been started with that sanitizer's runtime preloaded.
 """
 
 from __future__ import annotations
@@ -128,7 +128,12 @@ def runtime() -> ctypes.CDLL:
         _compile([*flags, str(_HERE / "emulator.cpp"), "-o", str(target)], "the emulator's runtime")
 
     path = Cache("so").path_or_make(_key(flags, *texts), make)
-    return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    library.gn_allocate.argtypes = [ctypes.c_size_t]
+    library.gn_allocate.restype = ctypes.c_void_p
+    library.gn_free.argtypes = [ctypes.c_void_p]
+    library.gn_free.restype = None
+    return library
 
 
 @functools.cache
@@ -151,8 +156,8 @@ def entry(variant: Variant, architecture: str, folder: Path | None = None) -> Ca
     return function
 
 
-def prebuild(variants: Iterable[Variant], architecture: str = "sm_90a") -> None:
-    """Compile all `variants` that run on `architecture`, as many at a time as there are CPUs.
+def prebuild(variants: Iterable[Variant], architecture: str = "sm_90a", folder: Path | None = None) -> None:
+    """Compile all `variants` that run on `architecture`, as many at a time as there are CPUs. `folder` as of `entry`.
 
     Raises:
         KernelError: one of them does not compile.
@@ -160,7 +165,7 @@ def prebuild(variants: Iterable[Variant], architecture: str = "sm_90a") -> None:
     runtime()
     wanted = [variant for variant in variants if variant.runs_on(architecture)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda variant: _library(variant, architecture, None), wanted))
+        list(pool.map(lambda variant: _library(variant, architecture, folder), wanted))
 
 
 def _library(variant: Variant, architecture: str, folder: Path | None) -> Path:

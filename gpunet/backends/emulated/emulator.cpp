@@ -21,8 +21,11 @@
 #include <stdio.h>
 #include <sys/mman.h>
 
+#include <stdlib.h>
+
 #include <algorithm>
 #include <map>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -59,6 +62,12 @@ constexpr size_t STACK = 512 << 10;
 #else
 constexpr size_t STACK = 128 << 10;
 #endif
+// Whether bytes around memory are checked after each block or launch.
+#ifdef GN_ADDRESS_SANITIZER
+constexpr bool GUARDED = false;  // AddressSanitizer sees more, if what must not be touched follows immediately
+#else
+constexpr bool GUARDED = true;
+#endif
 constexpr size_t PAGE = 4096;
 constexpr unsigned STATIC_SHARED = 1u << 28;  // the shared address where static variables begin
 constexpr size_t ARENA = size_t(1) << 30;     // address space for gn::storage; pages are taken as they are touched
@@ -93,7 +102,7 @@ struct Fiber : Thread {
     void* fake_stack;
 #endif
 #ifdef GN_THREAD_SANITIZER
-    void* sanitizer;
+    void* sanitizers[2];  // what ThreadSanitizer knows it by, in every other block
 #endif
 };
 
@@ -133,7 +142,13 @@ struct Launch {
 Fiber* fibers;  // MAX_THREADS of them
 unsigned char* arena;
 unsigned char* stacks;
-std::vector<Collective*> collectives[MAX_THREADS / WARP];  // of each warp
+// Each warp's collectives. A lane holds one at most, and asks for another one, so there are never more.
+struct Collectives {
+    Collective* all;  // WARP + 1 of them
+    int used;         // how many of them were in use at some time
+    Collective* begin() { return all; }
+    Collective* end() { return all + used; }
+} collectives[MAX_THREADS / WARP];
 unsigned long long events;  // what other threads may be waiting for: changes whenever any of it happens
 
 #ifdef __x86_64__
@@ -176,6 +191,10 @@ char barrier_object[2], named_object[BARRIERS][2];
 
 #ifdef GN_THREAD_SANITIZER
 void* scheduler_sanitizer;
+unsigned block_parity;
+// Making one costs a third of a millisecond, so they are used again: not in the next block, which would make its threads
+// seem ordered after this one's.
+void*& sanitizer_of(Fiber* fiber) { return fiber->sanitizers[block_parity]; }
 
 // Let ThreadSanitizer forget who used this memory.
 void forget(void* memory, size_t size) {
@@ -224,7 +243,7 @@ void resume(Fiber* fiber) {
     __sanitizer_start_switch_fiber(&fake_stack, fiber->stack + PAGE, STACK - PAGE);
 #endif
 #ifdef GN_THREAD_SANITIZER
-    __tsan_switch_to_fiber(fiber->sanitizer, 1);
+    __tsan_switch_to_fiber(sanitizer_of(fiber), 1);
 #endif
 #ifdef __x86_64__
     gn_switch(&scheduler_top, fiber->top);
@@ -250,11 +269,17 @@ std::string block_name() {
     return "block (" + std::to_string(b.x) + ", " + std::to_string(b.y) + ", " + std::to_string(b.z) + ")";
 }
 
+// Leave the running fiber for good; the scheduler sees that there is an error.
+[[noreturn]] void give_up() {
+    release(&launch_ends);
+    leave(RETURNED);
+    __builtin_unreachable();
+}
+
 // End the launch with an error that concerns the whole block.
 [[noreturn]] void fail_block(const std::string& message) {
     launch.error = block_name() + ": " + message;
-    leave(RETURNED);
-    __builtin_unreachable();
+    give_up();
 }
 
 // End the launch with an error of the running thread.
@@ -262,8 +287,7 @@ std::string block_name() {
     const uint3 t = current->index;
     launch.error = block_name() + ", thread (" + std::to_string(t.x) + ", " + std::to_string(t.y) + ", " +
                    std::to_string(t.z) + "): " + message + " (" + at(place) + ")";
-    leave(RETURNED);
-    __builtin_unreachable();
+    give_up();
 }
 
 std::string hexadecimal(unsigned x) {
@@ -280,8 +304,8 @@ std::string what_all_wait_for() {
         if (f.state == AT_BARRIER) waiting["at __syncthreads() (" + at(f.place) + ")"]++;
         if (f.state == AT_NAMED_BARRIER) {
             const NamedBarrier& b = launch.named[f.number];
-            waiting["at named barrier " + std::to_string(f.number) + " (" + at(f.place) + "), which " +
-                    std::to_string(b.arrived) + " of " + std::to_string(b.expected) + " have reached,"]++;
+            waiting["at named barrier " + std::to_string(f.number) + " (" + at(f.place) + "; " +
+                    std::to_string(b.arrived) + " of " + std::to_string(b.expected) + " threads have come)"]++;
         }
         if (f.state == IN_COLLECTIVE)
             waiting[std::string("in ") + f.what + " with mask " + hexadecimal(f.mask) + " (" + at(f.place) + ")"]++;
@@ -324,25 +348,31 @@ void let_go(Fiber* fiber) {
 
 // Complete the warp's collectives whose lanes are all there.
 void finish_collectives(int warp) {
-    for (Collective* c : collectives[warp]) {
-        if (c->arrived == 0 || c->complete || c->mask & ~(c->arrived | launch.returned_lanes[warp])) continue;
-        c->complete = true;
-        c->present = c->arrived;
+    for (Collective& c : collectives[warp]) {
+        if (c.arrived == 0 || c.complete || c.mask & ~(c.arrived | launch.returned_lanes[warp])) continue;
+        c.complete = true;
+        c.present = c.arrived;
         for (unsigned lane = 0; lane < WARP; lane++) {
             Fiber& f = fibers[warp * WARP + lane];
-            if (c->arrived >> lane & 1u && f.state == IN_COLLECTIVE) f.state = READY;
+            if (c.arrived >> lane & 1u && f.state == IN_COLLECTIVE) f.state = READY;
         }
     }
 }
 
-void copy_bytes(unsigned char* to, const void* from, unsigned size) {
-#ifdef GN_THREAD_SANITIZER  // memcpy would be seen
-    for (unsigned i = 0; i < size; i++) {
-        to[i] = static_cast<const unsigned char*>(from)[i];
-        asm volatile("" ::: "memory");
-    }
+// memcpy and memset, unseen by ThreadSanitizer, which sees those of the C library.
+void copy_bytes(unsigned char* to, const void* from, size_t size) {
+#ifdef GN_THREAD_SANITIZER
+    const auto* source = static_cast<const volatile unsigned char*>(from);
+    for (size_t i = 0; i < size; i++) to[i] = source[i];
 #else
     memcpy(to, from, size);
+#endif
+}
+void poison_bytes(unsigned char* to, size_t size) {
+#ifdef GN_THREAD_SANITIZER
+    for (size_t i = 0; i < size; i++) static_cast<volatile unsigned char*>(to)[i] = 0xff;
+#else
+    memset(to, 0xff, size);
 #endif
 }
 
@@ -411,23 +441,21 @@ void prepare_fiber(int i) {
     f.fake_stack = nullptr;
 #endif
 #ifdef GN_THREAD_SANITIZER
-    f.sanitizer = __tsan_create_fiber(0);
+    if (!sanitizer_of(&f)) sanitizer_of(&f) = __tsan_create_fiber(0);
 #endif
 }
 
 void prepare_block() {
     const unsigned shared = launch.options.shared;
 #ifdef GN_THREAD_SANITIZER
+    block_parity ^= 1;
     forget(gn_shared, sizeof gn_shared);
     forget(launch.static_begin, launch.static_size);
     forget(arena, launch.arena_used);
     forget_accesses(stacks, launch.threads * STACK);
 #endif
-    memset(gn_shared, 0xff, shared);
-    if (launch.static_size) memset(launch.static_begin, 0xff, launch.static_size);
-#ifndef GN_ADDRESS_SANITIZER
-    memset(gn_shared + shared, 0xff, GUARD);
-#endif
+    poison_bytes(gn_shared, GUARDED ? shared + GUARD : shared);
+    poison_bytes(launch.static_begin, launch.static_size);
     launch.returned = launch.at_barrier = launch.holding = 0;
     memset(launch.named, 0, sizeof launch.named);
     launch.pieces.clear();
@@ -435,20 +463,19 @@ void prepare_block() {
     for (int w = 0; w < launch.warps; w++) {
         const int lanes = std::min<int>(launch.threads - w * WARP, WARP);
         launch.returned_lanes[w] = lanes == WARP ? 0u : ~0u << lanes;
-        for (Collective* c : collectives[w]) c->arrived = c->readers = 0, c->complete = false;
+        for (Collective& c : collectives[w]) c.arrived = c.readers = 0, c.complete = false;
     }
     for (int i = 0; i < launch.threads; i++) prepare_fiber(i);
 }
 
 void check_guard() {
-#ifndef GN_ADDRESS_SANITIZER
-    for (unsigned i = 0; i < GUARD; i++)
-        if (gn_shared[launch.options.shared + i] != 0xff) {
-            launch.error = block_name() + ": wrote at byte " + std::to_string(launch.options.shared + i) +
-                           " of its " + std::to_string(launch.options.shared) + " bytes of dynamic shared memory";
-            return;
-        }
-#endif
+    if (!GUARDED) return;
+    const unsigned char* const end = gn_shared + launch.options.shared;
+    unsigned i = 0;
+    while (i < GUARD && end[i] == 0xff) i++;
+    if (i < GUARD)
+        launch.error = block_name() + ": wrote at byte " + std::to_string(launch.options.shared + i) + " of its " +
+                       std::to_string(launch.options.shared) + " bytes of dynamic shared memory";
 }
 
 void run_block(std::vector<unsigned>& order, unsigned long long& random) {
@@ -474,7 +501,12 @@ void run_block(std::vector<unsigned>& order, unsigned long long& random) {
     current = nullptr;
     if (launch.error.empty()) check_guard();
 #ifdef GN_THREAD_SANITIZER
-    for (int i = 0; i < launch.threads; i++) __tsan_destroy_fiber(fibers[i].sanitizer);
+    for (int i = 0; i < launch.threads && !launch.error.empty(); i++) {  // whatever was given up is over
+        __tsan_switch_to_fiber(sanitizer_of(&fibers[i]), 1);
+        __tsan_switch_to_fiber(scheduler_sanitizer, 0);
+        __tsan_destroy_fiber(sanitizer_of(&fibers[i]));
+        sanitizer_of(&fibers[i]) = nullptr;
+    }
 #endif
 }
 
@@ -482,11 +514,44 @@ void* reserve(size_t size) {
     return mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 }
 
+// --- Global memory
+
+// What precedes an array: it is in a list of all, so that every launch can look whether what is around them was touched.
+struct Allocation {
+    Allocation *previous, *next;
+    size_t size;
+};
+constexpr size_t AROUND = 256;  // bytes before and behind an array that nobody may touch
+static_assert(sizeof(Allocation) <= AROUND);
+std::mutex allocations_mutex;
+Allocation* allocations;
+
+void check_allocations() {
+    static const std::vector<unsigned char> poison(AROUND, 0xff);
+    const unsigned char* const untouched = poison.data();
+    const std::lock_guard<std::mutex> lock(allocations_mutex);
+    for (Allocation* a = allocations; a; a = a->next) {
+        unsigned char* const begin = reinterpret_cast<unsigned char*>(a) + 2 * AROUND;
+        for (unsigned char* around : {begin - AROUND, begin + a->size}) {
+            if (memcmp(around, untouched, AROUND) == 0) continue;
+            const unsigned char* first = around;
+            while (*first == 0xff) first++;
+            if (launch.error.empty())
+                launch.error = "wrote at byte " + std::to_string(first - begin) + " of an array of " +
+                               std::to_string(a->size) + " bytes";
+            memset(around, 0xff, AROUND);
+        }
+    }
+}
+
 bool prepare_process() {
     if (fibers) return true;
     void* a = reserve(ARENA);
     void* s = reserve(STACK * MAX_THREADS);
-    if (a == MAP_FAILED || s == MAP_FAILED) return false;
+    void* c = reserve(sizeof(Collective) * (WARP + 1) * (MAX_THREADS / WARP));
+    if (a == MAP_FAILED || s == MAP_FAILED || c == MAP_FAILED) return false;
+    for (unsigned w = 0; w < MAX_THREADS / WARP; w++)
+        collectives[w] = {static_cast<Collective*>(c) + w * (WARP + 1), 0};
     arena = static_cast<unsigned char*>(a);
     stacks = static_cast<unsigned char*>(s);
     for (unsigned i = 0; i < MAX_THREADS; i++) mprotect(stacks + i * STACK, PAGE, PROT_NONE);  // stops an overflow
@@ -554,8 +619,8 @@ int barrier(bool predicate, Place place) {
     if (launch.at_barrier == 0) {
         launch.barrier_place = place;
     } else if (launch.barrier_place.line != place.line || strcmp(launch.barrier_place.file, place.file) != 0) {
-        fail("is at one __syncthreads() while other threads of its block wait at another (" +
-                 at(launch.barrier_place) + ")",
+        fail("other threads of its block wait at the __syncthreads() of " + at(launch.barrier_place) +
+                 ", this one is at another",
              place);
     }
     const int generation = launch.generation;
@@ -612,20 +677,22 @@ const unsigned char* collect(unsigned mask, const void* value, unsigned size, bo
              place);
     Collective* mine = nullptr;
     Collective* unused = nullptr;
-    for (Collective* c : collectives[warp]) {
-        if (c->arrived == 0)
-            unused = c;
-        else if (!c->complete && c->mask == mask && strcmp(c->what, what) == 0 &&
-                 (orders_memory || (c->place.line == place.line && strcmp(c->place.file, place.file) == 0)))
-            mine = c;
+    for (Collective& c : collectives[warp]) {
+        if (c.arrived == 0) unused = &c;
+        if (c.arrived == 0 || c.complete || strcmp(c.what, what) != 0) continue;
+        const bool here = c.place.line == place.line && strcmp(c.place.file, place.file) == 0;
+        if (c.mask == mask && (here || orders_memory)) mine = &c;
+        if (c.mask != mask && here && c.mask >> lane & 1u)
+            fail(std::string(what) + " with mask " + hexadecimal(mask) + ", while other lanes wait there with " +
+                     hexadecimal(c.mask),
+                 place);
     }
     if (mine == nullptr) {
-        if (unused == nullptr) collectives[warp].push_back(unused = new Collective());
-        mine = unused;
+        mine = unused ? unused : &collectives[warp].all[collectives[warp].used++];
         mine->mask = mask;
         mine->what = what;
         mine->place = place;
-        memset(mine->slots, 0xff, size * WARP);
+        poison_bytes(mine->slots, size * WARP);
     }
     copy_bytes(mine->slots + lane * size, value, size);
     mine->arrived |= 1u << lane;
@@ -728,9 +795,41 @@ int run(void (*body)(void*), void* context, const Options& options, StaticShared
     __asan_unpoison_memory_region(gn_shared, sizeof gn_shared);
     if (!launch.error.empty()) __asan_unpoison_memory_region(stacks, STACK * MAX_THREADS);  // of fibers given up
 #endif
+    check_allocations();
     if (launch.error.empty()) return 0;
     snprintf(error, error_size, "%s", launch.error.c_str());
     return 1;
 }
 
 }  // namespace gn
+
+// --- What Python calls
+
+// New memory of `size` bytes at a multiple of 64, all 0xFF; null where there is none.
+extern "C" unsigned char* gn_allocate(size_t size) {
+    using namespace gn;
+    const size_t before = GUARDED ? 2 * AROUND : 0, total = before + size + (GUARDED ? AROUND : 0);
+    void* memory;
+    if (posix_memalign(&memory, 64, total ? total : 1)) return nullptr;
+    memset(memory, 0xff, total);
+    if (GUARDED) {
+        const std::lock_guard<std::mutex> lock(allocations_mutex);
+        auto* a = static_cast<Allocation*>(memory);
+        *a = {nullptr, allocations, size};
+        if (allocations) allocations->previous = a;
+        allocations = a;
+    }
+    return static_cast<unsigned char*>(memory) + before;
+}
+
+extern "C" void gn_free(unsigned char* array) {
+    using namespace gn;
+    if (!GUARDED) return free(array);
+    auto* a = reinterpret_cast<Allocation*>(array - 2 * AROUND);
+    {
+        const std::lock_guard<std::mutex> lock(allocations_mutex);
+        (a->previous ? a->previous->next : allocations) = a->next;
+        if (a->next) a->next->previous = a->previous;
+    }
+    free(a);
+}

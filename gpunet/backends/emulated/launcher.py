@@ -103,7 +103,7 @@ class EmulatedLauncher(Launcher):
             raise KernelError(f"{variant.expression}: {error.value.decode()}")
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        return arrays.empty(shape, dtype, watched=compiler.sanitizer() == "address")
+        return arrays.empty(shape, dtype)
 
     def pointer(self, array: Any) -> int:
         return array.ctypes.data
