@@ -66,7 +66,7 @@ struct Copier {
     static constexpr int AT_ONCE = THREADS / UNITS;      // lines that all threads together copy at once,
     static constexpr int TIMES = Part::LINES / AT_ONCE;  // and how often they do
     static_assert(THREADS % UNITS == 0 && Part::LINES % AT_ONCE == 0, "threads do not divide into lines");
-    using Words = Vector<unsigned short, BYTES / 2>;
+    using Words = Vector<unsigned, BYTES == 2 ? 1 : BYTES / 4>;  // 2 bytes are half of a word
 
     const unsigned char* source;  // of this thread's first copy for the next stage
     long long between, advance;   // bytes from there to its next copy, and to the next stage's
@@ -76,8 +76,7 @@ struct Copier {
     Words waiting[ASYNCHRONOUS ? 1 : TIMES];
 
     // matrix: at the first element of the block's part. mn_left: how many rows (or columns) there are from there on.
-    DEVICE Copier(const void* matrix, long long mn_stride, long long k_stride, int mn_left) {
-        const int thread = threadIdx.x;
+    DEVICE Copier(int thread, const void* matrix, long long mn_stride, long long k_stride, int mn_left) {
         line = thread / UNITS;
         first = thread % UNITS * ELEMENTS;
         const long long line_stride = LAYOUT == K_MAJOR ? mn_stride : k_stride;
@@ -93,41 +92,48 @@ struct Copier {
     static DEVICE int existing(int left) { return min(max(left, 0), ELEMENTS) * SIZE; }
 
     // Begins to copy the next BK along K, of which k_left exist (none if negative: zeros are copied), to `part`.
-    DEVICE void start(unsigned part, int k_left) {
+    DEVICE void start(int part, int k_left) {
         const int bytes = LAYOUT == K_MAJOR ? existing(k_left - first) : inside;
         const int lines = LAYOUT == K_MAJOR ? lines_left : k_left - line;
         const unsigned char* from = source;
 #pragma unroll
         for (int i = 0; i < TIMES; i++) {
             const int valid = i * AT_ONCE < lines ? bytes : 0;
-            if constexpr (ASYNCHRONOUS)
+            if constexpr (ASYNCHRONOUS) {
                 cp_async<BYTES>(shared_address(gn_shared) + target(part, i), from, valid);
-            else
+                from += between;
+            } else {
                 waiting[i] = load(from, valid);
-            from += between;
+                from += again(between);  // or TIMES multiples of it would be kept in registers
+            }
         }
         source += advance;
     }
 
     // Ends the copying to `part` that start began, but for the wait on cp.async.
-    DEVICE void finish(unsigned part) {
+    DEVICE void finish(int part) {
         if constexpr (!ASYNCHRONOUS) {
 #pragma unroll
-            for (int i = 0; i < TIMES; i++) *reinterpret_cast<Words*>(gn_shared + target(part, i)) = waiting[i];
+            for (int i = 0; i < TIMES; i++)
+                store_shared<BYTES>(shared_address(gn_shared) + target(part, i), waiting[i].at);
         }
     }
 
-    DEVICE unsigned target(unsigned part, int i) const {
+    DEVICE int target(int part, int i) const {
         return part + (place ^ Part::twist(i * AT_ONCE)) + i * AT_ONCE * Part::LINE;
     }
 
     static DEVICE Words load(const unsigned char* from, int valid) {
+        const unsigned short* halves = reinterpret_cast<const unsigned short*>(from);
         Words words = {};
-        if (valid == BYTES) words = *reinterpret_cast<const Words*>(from);
-        if (BYTES > 2 && valid > 0 && valid < BYTES) {
+        if constexpr (BYTES == 2) {
+            if (valid) words.at[0] = *halves;
+        } else if (valid == BYTES) {
+            words = *reinterpret_cast<const Words*>(from);
+        } else if (valid) {
 #pragma unroll
             for (int i = 0; i < BYTES / 2 - 1; i++)
-                if (2 * i < valid) words.at[i] = reinterpret_cast<const unsigned short*>(from)[i];
+                if (2 * i < valid) words.at[i / 2] |= static_cast<unsigned>(halves[i]) << i % 2 * 16;
         }
         return words;
     }
@@ -143,11 +149,10 @@ struct Fragments {
     static constexpr bool BY_FOURS = LAYOUT == MN_MAJOR && sizeof(T) == 4;
     static_assert(EXTENT % 32 == 0 || !BY_FOURS, "4 elements of a line are of 4 pieces");
 
-    unsigned at;  // where in the stage's part this lane's first load is
+    int at;  // where in the stage's part this lane's first load is
 
     // first: the warp's first row (or column) in the block.
-    DEVICE explicit Fragments(int first) {
-        const int lane = threadIdx.x % 32;
+    DEVICE Fragments(int lane, int first) {
         if (BY_FOURS) {
             at = lane % 4 * LINE + ((first + lane / 4 * 4) * 4 ^ Part::twist(lane % 4));
             return;
@@ -165,28 +170,29 @@ struct Fragments {
     }
 
     // Where this lane loads piece i from, for mma number `step` along K.
-    DEVICE unsigned place(int i, int step) const {
+    DEVICE int place(int i, int step) const {
         if (BY_FOURS) return at + i / 2 * 128 + step * K * LINE;
         return LAYOUT == K_MAJOR ? (at ^ step * 32) + i * 16 * LINE : (at ^ i * 32) + step * K * LINE;
     }
 
     // Loads piece i from a stage's part, for mma number `step` along K. BY_FOURS, every odd one brings the one before.
-    DEVICE void load(unsigned (&to)[PIECES][4], int i, unsigned part, int step) const {
+    DEVICE void load(unsigned (&to)[PIECES][4], int i, int part, int step) const {
         if constexpr (!BY_FOURS) {
             ldmatrix<LAYOUT == MN_MAJOR>(to[i], shared_address(gn_shared) + part + place(i, step));
         } else if (i % 2) {
-            const unsigned char* from = gn_shared + part + place(i, step);
-            const auto near = *reinterpret_cast<const Vector<unsigned, 4>*>(from);
-            const auto far = *reinterpret_cast<const Vector<unsigned, 4>*>(from + 4 * LINE);
+            const unsigned from = shared_address(gn_shared) + part + place(i, step);
+            unsigned near[4], far[4];
+            load_shared(near, from);
+            load_shared(far, from + 4 * LINE);
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                to[i - 1 + j / 2][IS_A ? j % 2 : j % 2 * 2] = near.at[j];
-                to[i - 1 + j / 2][IS_A ? j % 2 + 2 : j % 2 * 2 + 1] = far.at[j];
+                to[i - 1 + j / 2][IS_A ? j % 2 : j % 2 * 2] = near[j];
+                to[i - 1 + j / 2][IS_A ? j % 2 + 2 : j % 2 * 2 + 1] = far[j];
             }
         }
     }
 
-    DEVICE void load(unsigned (&to)[PIECES][4], unsigned part, int step) const {
+    DEVICE void load(unsigned (&to)[PIECES][4], int part, int step) const {
 #pragma unroll
         for (int i = 0; i < PIECES; i++) load(to, i, part, step);
     }
@@ -229,12 +235,14 @@ struct Slab {
     static constexpr int LINES_AT_ONCE = 32 / LANES;
 
     float* slab;
+    int lane;
 
-    DEVICE explicit Slab(int warp) : slab(reinterpret_cast<float*>(gn_shared) + warp * FLOATS) {}
+    DEVICE explicit Slab(int thread)
+        : slab(reinterpret_cast<float*>(gn_shared) + thread / 32 * FLOATS), lane(thread % 32) {}
 
     // Takes the sums of a row of pieces. BY_FOURS: as in Fragments, the columns of four pieces interleave.
     DEVICE void put(const float (&sums)[WN / 8][4]) const {
-        const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+        const int row = lane / 4, column = lane % 4 * 2;
 #pragma unroll
         for (int lower = 0; lower < 2; lower++) {
             float* to = slab + (row + 8 * lower) * PITCH;
@@ -255,8 +263,8 @@ struct Slab {
         }
     }
 
-    static DEVICE int first_line() { return threadIdx.x % 32 / LANES; }
-    static DEVICE int column() { return threadIdx.x % LANES * WIDTH; }
+    DEVICE int first_line() const { return lane / LANES; }
+    DEVICE int column() const { return lane % LANES * WIDTH; }
 
     // This lane's part of a line, from `column` on.
     DEVICE void get(float (&values)[WIDTH], int line) const {
@@ -286,12 +294,11 @@ matmul_mma(const __grid_constant__ MatmulArgs args) {
     using FragmentsA = Fragments<T, A_LAYOUT, BM, BK, WM, true>;
     using FragmentsB = Fragments<T, B_LAYOUT, BN, BK, WN, false>;
     constexpr int STEPS = BK / FragmentsA::K;  // mmas along K in a stage
-    constexpr unsigned A_BYTES = CopyA::Part::BYTES, STAGE = A_BYTES + CopyB::Part::BYTES, RING = STAGES * STAGE;
+    constexpr int A_BYTES = CopyA::Part::BYTES, STAGE = A_BYTES + CopyB::Part::BYTES, RING = STAGES * STAGE;
     static_assert(STEPS % 2 == 0, "two sets of registers take turns");
     using WarpSlab = Slab<T, WN, FragmentsB::BY_FOURS>;
     static_assert(WARPS * WarpSlab::FLOATS * sizeof(float) <= RING, "the slabs do not fit");
 
-    const int warp = threadIdx.x / 32, warp_row = warp / WARPS_N * WM, warp_col = warp % WARPS_N * WN;
     const Tile tile = tile_at(blockIdx.x, (args.m - 1) / BM + 1, (args.n - 1) / BN + 1);
     const int row = tile.row * BM, col = tile.col * BN;
     const int rows_left = args.m - row, cols_left = args.n - col;
@@ -301,17 +308,18 @@ matmul_mma(const __grid_constant__ MatmulArgs args) {
     for (int z = blockIdx.y; z < args.batch; z += gridDim.y) {
         const Storage* first_a = static_cast<const Storage*>(args.a) + batch_offset(args, args.a_batch, z);
         const Storage* first_b = static_cast<const Storage*>(args.b) + batch_offset(args, args.b_batch, z);
-        CopyA copy_a(first_a + row * args.a_row + k_begin * args.a_col, args.a_row, args.a_col, rows_left);
-        CopyB copy_b(first_b + col * args.b_col + k_begin * args.b_row, args.b_col, args.b_row, cols_left);
-        const FragmentsA fragments_a(warp_row);
-        const FragmentsB fragments_b(warp_col);
+        const int thread = again<int>(threadIdx.x), warp = thread / 32;
+        CopyA copy_a(thread, first_a + row * args.a_row + k_begin * args.a_col, args.a_row, args.a_col, rows_left);
+        CopyB copy_b(thread, first_b + col * args.b_col + k_begin * args.b_row, args.b_col, args.b_row, cols_left);
+        const FragmentsA fragments_a(thread % 32, warp / WARPS_N * WM);
+        const FragmentsB fragments_b(thread % 32, warp % WARPS_N * WN);
         // Of B, the pieces being multiplied and the next ones; of A, each piece is replaced once it is used up.
         unsigned a[WM / 16][4], b[2][WN / 16][4];
         float sums[WM / 16][WN / 8][4] = {};
 
         // Stages beyond the end of K are copied too, as zeros: a branch would cost more.
         int k_left = k_count;  // from the next stage to be copied on
-        unsigned filling = 0, reading = 0;
+        int filling = 0, reading = 0;
 #pragma unroll
         for (int i = 0; i < STAGES - 1; i++) {
             copy_a.start(filling, k_left);
@@ -364,7 +372,9 @@ matmul_mma(const __grid_constant__ MatmulArgs args) {
         __syncthreads();  // the ring is free
 
         const Epilogue<T> epilogue(args, z, blockIdx.z);
-        const WarpSlab slab(warp);
+        const int same = again(thread), same_warp = same / 32;
+        const int warp_row = same_warp / WARPS_N * WM, warp_col = same_warp % WARPS_N * WN;
+        const WarpSlab slab(same);
 #pragma unroll 1
         for (int i = 0; i < WM / 16; i++) {
 #pragma unroll

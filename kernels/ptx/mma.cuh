@@ -14,6 +14,56 @@ DEVICE unsigned shared_address(const void* p) {
 #endif
 }
 
+// x, by no instruction: but the compiler cannot know that it is. What depends on it is computed where that is written,
+// and not before an outer loop, to be kept in registers all through the inner one.
+template <class T>
+DEVICE T again(T x) {
+#ifndef GN_EMULATED
+    if constexpr (sizeof(T) == 8)
+        asm volatile("" : "+l"(x));
+    else
+        asm volatile("" : "+r"(x));
+#endif
+    return x;
+}
+
+// --- Plain accesses to shared memory, by 32-bit addresses: through pointers, some machines compute 64 bits of each ---
+
+// Stores BYTES (2, 4, 8 or 16) at a multiple of that; 2 are the lower half of the word.
+// PTX ISA, "Data Movement and Conversion Instructions: st".
+template <int BYTES>
+DEVICE void store_shared(unsigned to, const unsigned (&words)[(BYTES + 2) / 4]) {
+    static_assert(BYTES == 2 || BYTES == 4 || BYTES == 8 || BYTES == 16, "st.shared stores 2, 4, 8 or 16 bytes");
+#ifdef GN_EMULATED
+    if (to % BYTES != 0) gn::trap("st.shared: an address is not a multiple of the size of the store");
+    __builtin_memcpy(gn::shared_at(to), words, BYTES);
+#else
+    if constexpr (BYTES == 16)
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+                     "r"(words[3])
+                     : "memory");
+    else if constexpr (BYTES == 8)
+        asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(words[0]), "r"(words[1]) : "memory");
+    else if constexpr (BYTES == 4)
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(words[0]) : "memory");
+    else
+        asm volatile("st.shared.b16 [%0], %1;" ::"r"(to), "h"(static_cast<unsigned short>(words[0])) : "memory");
+#endif
+}
+
+// Loads 16 bytes from a multiple of 16. PTX ISA, "Data Movement and Conversion Instructions: ld".
+DEVICE void load_shared(unsigned (&words)[4], unsigned from) {
+#ifdef GN_EMULATED
+    if (from % 16 != 0) gn::trap("ld.shared: an address is not a multiple of 16");
+    __builtin_memcpy(words, gn::shared_at(from), 16);
+#else
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(from)
+                 : "memory");
+#endif
+}
+
 // --- Copies from global to shared memory that run on their own ------------------------------------------------------
 
 #ifdef GN_EMULATED
@@ -73,14 +123,7 @@ DEVICE void cp_async(unsigned to, const void* from, int valid) {
             value.at[i / 4] = i % 4 == 0 ? byte : value.at[i / 4] | byte << i % 4 * 8;
         }
     }
-    if constexpr (BYTES == 16)
-        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.at[0]), "r"(value.at[1]),
-                     "r"(value.at[2]), "r"(value.at[3])
-                     : "memory");
-    else if constexpr (BYTES == 8)
-        asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(value.at[0]), "r"(value.at[1]) : "memory");
-    else
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value.at[0]) : "memory");
+    store_shared<BYTES>(to, value.at);
 #endif
 }
 
