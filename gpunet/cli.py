@@ -199,6 +199,21 @@ def run_kernels_report(args: argparse.Namespace) -> None:
     _refuse_failures(compiled)
 
 
+def run_kernels_check(args: argparse.Namespace) -> None:
+    """Check kernels without a GPU: that each compiles without a warning, spills no registers, takes no more of them
+    than it should, and has the instructions that it is written for."""
+    compiled = _compile_kernels(args)
+    with ThreadPoolExecutor(args.jobs or os.cpu_count()) as threads:  # each waits for a disassembler
+        faults = [
+            fault for found in threads.map(lambda pair: kernel_tools.faults(*pair), compiled.items()) for fault in found
+        ]
+    for fault in sorted(faults):
+        print(fault)
+    if faults:
+        raise errors.KernelError(f"{len(faults)} faults in {len(compiled)} kernels")
+    print(f"{len(compiled)} kernels are as they should be")
+
+
 def _compile_kernels(args: argparse.Namespace) -> dict[kernel_tools.Job, Any]:
     """What was asked for, compiled, with a progress bar on a terminal; a KernelError for what does not compile."""
     variants, architectures = kernel_tools.every_variant(args.family), kernel_tools.architectures(args.arch)
@@ -249,6 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("list", "what there is", run_kernels_list),
         ("compile", "compile ahead of time into the disk cache", run_kernels_compile),
         ("report", "registers, shared memory and occupancy", run_kernels_report),
+        ("check", "no spills, no more registers than meant, the instructions meant", run_kernels_check),
     ]:
         command = verbs.add_parser(verb, help=about, description=run.__doc__)
         command.add_argument("--family", default="", metavar="NAME", help="only files whose names begin so: matmul")

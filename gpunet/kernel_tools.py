@@ -103,6 +103,27 @@ def _tried(function: Callable[[Variant, str], nvrtc.Compiled | None], job: Job) 
         return error
 
 
+def faults(job: Job, made: nvrtc.Compiled | KernelError) -> list[str]:
+    """What is wrong with a kernel's machine code: that it spills registers, takes more of them than its variant says,
+    lacks instructions that it is written for, or that the compiler warned of something.
+
+    Raises:
+        KernelError: there is no disassembler.
+    """
+    if isinstance(made, KernelError):
+        return [str(made)]
+    variant, found = job.variant, []
+    if made.spills:
+        found.append(f"spills {made.spills} bytes of registers")
+    if made.registers > variant.registers:
+        found.append(f"takes {made.registers} registers, more than {variant.registers}")
+    if variant.instructions and sass.readable(job.architecture):
+        function = sass.disassemble(made.code)[made.name]
+        found += [f"has no {pattern}" for pattern in function.missing(variant.instructions)]
+    found += made.notes
+    return [f"{variant.expression} for {job.architecture}: {fault}" for fault in found]
+
+
 HEADER = ("kernel", "for", "registers", "spills", "static", "dynamic", "blocks", "warps", "limit")
 
 

@@ -106,6 +106,39 @@ def test_resources() -> None:
     assert len(row) == len(kernel_tools.HEADER)
 
 
+def test_faults() -> None:
+    job = Job(Variant("sums", "sums<float>", 128, registers=100), "sm_80")
+    assert kernel_tools.faults(job, nvrtc.Compiled(b"", "sums", registers=100)) == []
+    bad = nvrtc.Compiled(b"", "sums", registers=101, spills=8, notes=("Potential Performance Loss",))
+    assert kernel_tools.faults(job, bad) == [
+        "sums<float> for sm_80: spills 8 bytes of registers",
+        "sums<float> for sm_80: takes 101 registers, more than 100",
+        "sums<float> for sm_80: Potential Performance Loss",
+    ]
+    assert kernel_tools.faults(job, KernelError("does not compile")) == ["does not compile"]
+
+
+def test_check(
+    kernels: Path, compiler: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        sass.nvdisasm()
+    except KernelError as error:
+        pytest.skip(f"no disassembler: {error}")
+    good = Variant("scale", "scale<float>", threads=256, instructions=("FFMA", r"LDG\.E"))
+    bad = Variant("scale", "scale<double>", threads=256, registers=4, instructions=("DFMA", "HMMA"))
+    monkeypatch.setattr(kernel_tools, "all_variants", lambda: [good])
+    assert cli.main(["kernels", "check", "--arch", "sm_75,sm_80", "--jobs", "1"]) == 0
+    assert capsys.readouterr().out == "2 kernels are as they should be\n"
+    monkeypatch.setattr(kernel_tools, "all_variants", lambda: [good, bad])
+    assert cli.main(["kernels", "check", "--arch", "sm_80", "--jobs", "1"]) == 1
+    out, error = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0] == "scale<double> for sm_80: has no HMMA" and len(lines) == 2
+    assert lines[1].startswith("scale<double> for sm_80: takes ") and lines[1].endswith(" registers, more than 4")
+    assert error == "gpunet: 2 faults in 2 kernels\n"
+
+
 def test_table() -> None:
     assert kernel_tools.table([("kernel", "size", "why"), ("a", "5", ""), ("bcdefgh", "1000", "x")]) == (
         "kernel   size  why\na           5\nbcdefgh  1000  x"
