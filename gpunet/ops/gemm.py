@@ -209,8 +209,8 @@ def _vector_length(problem: Problem) -> int:
 _SIMT_TILES = {
     "double": ((64, 64, 32, 32), (32, 32, 16, 16)),
     "float": ((128, 128, 64, 32), (64, 64, 32, 32), (32, 32, 32, 16)),
-    "half": ((128, 128, 64, 32), (64, 64, 32, 32), (32, 32, 32, 16)),
-    "bfloat16": ((128, 128, 64, 32), (64, 64, 32, 32), (32, 32, 32, 16)),
+    "half": ((64, 64, 32, 32), (32, 32, 32, 16)),
+    "bfloat16": ((64, 64, 32, 32), (32, 32, 32, 16)),
 }
 _WIDTHS = {"double": 2, "float": 4, "tf32": 4, "half": 8, "bfloat16": 8}  # elements in 16 bytes
 
@@ -221,7 +221,8 @@ def _simt_choice(number: str, tile: tuple[int, int, int, int], layouts: tuple[st
     threads = m // warp_m * (n // warp_n) * 32
     arguments = ", ".join(map(str, (number, m, n, k, warp_m, warp_n, *layouts, vector)))
     instructions = ("DFMA" if number == "double" else "FFMA", *(() if vector == 1 else (r"LDG\S*128",)))
-    variant = Variant("matmul_simt", f"matmul_simt<{arguments}>", threads, registers=128, instructions=instructions)
+    registers = 255 if number == "double" else 128
+    variant = Variant("matmul_simt", f"matmul_simt<{arguments}>", threads, registers=registers, instructions=instructions)
     return Choice(f"simt {m}x{n}", variant, m, n, k)
 
 

@@ -1,0 +1,14 @@
+"""Neither AddressSanitizer, UndefinedBehaviorSanitizer nor ThreadSanitizer finds anything in the kernels."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.backends.sanitizers import run_under
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_matrix_products(sanitizer: str) -> None:
+    done = run_under(sanitizer, "tests.kernels.sanitized", timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "kernels ran" in done.stdout
