@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gpunet.errors import KernelError
 from tests.backends import planted
 from tests.backends.planted import BUGS, DETECTORS
 
@@ -32,11 +33,11 @@ def test_each_mistake_has_a_detector() -> None:
 
 def test_an_error_names_the_line_and_who_is_there() -> None:
     with pytest.raises(
-        Exception, match=r"^two_barriers: block \(0, 0, 0\), thread \(40, 0, 0\): .* \(threads.cu:16\)$"
+        KernelError, match=r"^two_barriers: block \(0, 0, 0\), thread \(40, 0, 0\): .* \(threads.cu:16\)$"
     ):
         planted.run("two_barriers", True)
     with pytest.raises(
-        Exception, match=r"threads.cu:7\) was reached by 40 of its 64 threads; the others have returned"
+        KernelError, match=r"threads.cu:7\) was reached by 40 of its 64 threads; the others have returned"
     ):
         planted.run("barrier_and_return", True)
     assert planted.run("two_barriers", False).sum() == 64 * 65 / 2  # later launches are not harmed

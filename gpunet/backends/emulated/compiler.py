@@ -1,8 +1,9 @@
-"""Compiles kernels for the CPU: one library for each template instance, with the host's C++ compiler.
+"""Compiles kernels for the CPU, with the host's C++ compiler, when they are first launched or ahead of that.
 
-A library holds the unmodified .cu file and one entry point; the runtime that it calls (emulator.cpp) is a library of
-its own. Both are cached on disk. With $GPUNET_EMULATED_SANITIZE set to "address" or "thread" they are instrumented, and
-the process must have been started with that sanitizer's runtime preloaded.
+A library holds the unmodified .cu file and an entry point for each template instance that it was compiled for, one or
+a few; the runtime that they call (emulator.cpp) is a library of its own. Both are cached on disk. With
+$GPUNET_EMULATED_SANITIZE set to "address" or "thread" they are instrumented, and the process must have been started
+with that sanitizer's runtime preloaded.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,18 +40,19 @@ _OPTIMIZATION = {
     "thread": ("-O1", "-g", "-fsanitize=thread"),
 }
 
-_ENTRY = """
-#include "{file}"
+_START = """#include "{file}"
 namespace {{
-thread_local unsigned char member;  // of the segment that holds the kernel's static shared variables
+thread_local unsigned char member;  // of the segment that holds the kernels' static shared variables
+gn::StaticShared variables;
 }}
-extern "C" __attribute__((visibility("default"))) int gn_entry(const gn::Options* options,
+"""
+_ENTRY = """extern "C" __attribute__((visibility("default"))) int gn_entry_{number}(const gn::Options* options,
     const void* const* parameters, const size_t* sizes, int count, char* error, size_t error_size) {{
-    static gn::StaticShared variables{{}};
     variables.member = &member;
     return gn::launch_kernel(&{expression}, *options, parameters, sizes, count, variables, error, error_size);
 }}
 """
+_MOST = 8  # kernels in a library: each costs half as much there as alone, but libraries are compiled side by side
 
 
 class Compiler(NamedTuple):
@@ -80,11 +82,7 @@ def find_compiler() -> Compiler:
         if not command:
             continue
         try:  # all macros that it predefines: its version and the CPU's instruction sets are among them
-            macros = subprocess.run(
-                [*command, "-std=c++17", "-march=native", "-dM", "-E", "-x", "c++", os.devnull],
-                capture_output=True,
-                text=True,
-            )
+            macros = _run([*command, "-std=c++17", "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
         except OSError:
             continue
         if macros.returncode == 0:
@@ -136,7 +134,6 @@ def runtime() -> ctypes.CDLL:
     return library
 
 
-@functools.cache
 def entry(variant: Variant, architecture: str, folder: Path | None = None) -> Callable[..., int]:
     """The function that launches a kernel, compiled if need be.
 
@@ -149,49 +146,78 @@ def entry(variant: Variant, architecture: str, folder: Path | None = None) -> Ca
         DeviceError: there is no C++ compiler.
         KernelError: it does not compile.
     """
-    runtime()
-    function: Any = ctypes.CDLL(str(_library(variant, architecture, folder))).gn_entry
-    pointer = ctypes.c_void_p
-    function.argtypes = [ctypes.c_char_p, pointer, pointer, ctypes.c_int, pointer, ctypes.c_size_t]
-    return function
+    found = _entries.get((variant.file, variant.expression, architecture, folder))
+    return found or _load([variant], architecture, folder)[0]
 
 
 def prebuild(variants: Iterable[Variant], architecture: str = "sm_90a", folder: Path | None = None) -> None:
-    """Compile all `variants` that run on `architecture`, as many at a time as there are CPUs. `folder` as of `entry`.
+    """Compile all `variants` that run on `architecture`, as many libraries at a time as there are CPUs.
+
+    Args:
+        variants: the kernels; several of a file share a library, which takes half as long.
+        architecture, folder: as of `entry`.
 
     Raises:
+        DeviceError: there is no C++ compiler.
         KernelError: one of them does not compile.
     """
     runtime()
-    wanted = [variant for variant in variants if variant.runs_on(architecture)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda variant: _library(variant, architecture, folder), wanted))
+    files: dict[str, dict[str, Variant]] = {}
+    for variant in variants:
+        if variant.runs_on(architecture) and (variant.file, variant.expression, architecture, folder) not in _entries:
+            files.setdefault(variant.file, {})[variant.expression] = variant
+    cpus = os.cpu_count() or 1
+    groups = []
+    for kernels in files.values():
+        ordered = [kernels[expression] for expression in sorted(kernels)]
+        size = min(_MOST, -(-len(ordered) // cpus))
+        groups += [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    with ThreadPoolExecutor(cpus) as pool:
+        list(pool.map(lambda group: _load(group, architecture, folder), groups))
 
 
-def _library(variant: Variant, architecture: str, folder: Path | None) -> Path:
-    """The file of a kernel's library."""
+_entries: dict[tuple[str, str, str, Path | None], Callable[..., int]] = {}
+
+
+def _load(variants: Sequence[Variant], architecture: str, folder: Path | None) -> list[Callable[..., int]]:
+    """The entry points of one library of kernels, all of one file."""
+    runtime()
+    library = ctypes.CDLL(str(_library(variants, architecture, folder)))
+    functions: list[Any] = []
+    for number, variant in enumerate(variants):
+        function: Any = library[f"gn_entry_{number}"]
+        pointer = ctypes.c_void_p
+        function.argtypes = [ctypes.c_char_p, pointer, pointer, ctypes.c_int, pointer, ctypes.c_size_t]
+        functions.append(function)
+        _entries[variant.file, variant.expression, architecture, folder] = function
+    return functions
+
+
+def _library(variants: Sequence[Variant], architecture: str, folder: Path | None) -> Path:
+    """The file of a library of kernels."""
     kernels = kernel_folder()
+    file = variants[0].file
     if folder is None:
-        text = sources.read(variant.file).key
+        text = sources.read(file).key
     else:
-        files = [folder / f"{variant.file}.cu", *sorted(kernels.rglob("*.cuh"))]
-        text = "".join(file.read_text(encoding="utf-8") for file in files)
-    kind = sanitizer()
+        files = [folder / f"{file}.cu", *sorted(kernels.rglob("*.cuh"))]
+        text = "".join(path.read_text(encoding="utf-8") for path in files)
     macros = [f"-D__CUDA_ARCH__={capability(architecture)}0"]
     if architecture.endswith("a"):
         macros.append(f"-D__CUDA_ARCH_FEAT_SM{capability(architecture)}_ALL")
-    flags = (*_COMMON, *_OPTIMIZATION[kind], *macros, *find_compiler().flags)
+    flags = (*_COMMON, *_OPTIMIZATION[sanitizer()], *macros, *find_compiler().flags)
     header = _HERE / "emulator.h"
-    program = _ENTRY.format(file=f"{variant.file}.cu", expression=variant.expression)
+    program = _START.format(file=f"{file}.cu")
+    for number, variant in enumerate(variants):
+        program += _ENTRY.format(number=number, expression=variant.expression)
 
     def make(target: Path) -> None:
         includes = ["-include", str(header), *([f"-I{folder}"] if folder else []), f"-I{kernels}"]
         with tempfile.NamedTemporaryFile("w", suffix=".cpp") as source:
             source.write(program)
             source.flush()
-            _compile(
-                [*flags, *includes, source.name, "-o", str(target)], f"kernels/{variant.file}.cu: {variant.expression}"
-            )
+            what = f"kernels/{file}.cu: {', '.join(variant.expression for variant in variants)}"
+            _compile([*flags, *includes, source.name, "-o", str(target)], what)
 
     return Cache("so").path_or_make(_key(flags, header.read_text(encoding="utf-8"), text, program), make)
 
@@ -201,9 +227,15 @@ def _key(flags: tuple[str, ...], *texts: str) -> str:
 
 
 def _compile(arguments: list[str], what: str) -> None:
-    done = subprocess.run([*find_compiler().command, *arguments], capture_output=True, text=True)
+    done = _run([*find_compiler().command, *arguments])
     if done.returncode:
         raise KernelError(f"{what} does not compile for the emulated device:\n{_explain(done.stderr)}")
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a compiler, without the sanitizer's runtime that this process may have: it would take ten times as long."""
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 def _explain(output: str, most: int = 8) -> str:
