@@ -1,0 +1,209 @@
+"""Stages correctness and sanitizer: whether kernels compute what they should, before anything is timed."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.on_gpu import dispatch, products
+from benchmarks.on_gpu.machine import Machine
+from benchmarks.on_gpu.products import GRADIENT, LINEAR, OTHER, ROWS, TOLERANCE, Product
+from benchmarks.on_gpu.supervise import Column, Run
+from gpunet import kernel_tools
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# No multiples of any tile; one that vectors of 16 bytes fit, one that they do not, one with a sum long enough to split.
+_SIZES = ((136, 72, 208), (67, 131, 45), (24, 40, 1032))
+_LAYOUTS = (LINEAR, ROWS, GRADIENT, OTHER, ("STRIDED", "STRIDED"))
+_COMPUTES = ("float32", "tf32", "float16", "bfloat16", "float64")
+
+
+def correctness(run: Run) -> None:
+    """Every way that gpunet has to compute a product, against float64; then the project's tests on the device."""
+    run.table(
+        Column("what", "", 60),
+        Column("checked", "checked", 8, "d"),
+        Column("worst", "worst error", 11, ".1e"),
+        Column("result", "", 30),
+    )
+    _check_products(run)
+    _run_tests(run)
+
+
+def _check_products(run: Run) -> None:
+    most = run.seconds_left * 0.6  # the rest is for the tests
+    for product in small_products(run.machine):
+        if run.has(what=product.name):
+            continue
+        _check(run, product)
+        if run.dry or run.seconds_left < most * 0.4 / 0.6:
+            break
+    checked = {kernel for row in run.rows for kernel in row.get("kernels", ())}
+    architecture = run.machine.launcher.architecture
+    known = [v.expression for v in kernel_tools.every_variant("matmul") if v.runs_on(architecture)]
+    missed = sorted(set(known) - checked)
+    run.facts(kernels_checked=len(checked), kernels_known=len(known), kernels_not_checked=missed)
+    print(f"{len(checked)} of {len(known)} kernels were launched here; the tests launch others")
+
+
+def small_products(machine: Machine) -> Iterator[Product]:
+    """Products of ragged sizes, in every layout and type, one alone and several at a time."""
+    for batch in (1, 3):
+        for layouts in _LAYOUTS:
+            for compute in _COMPUTES:
+                if compute != "bfloat16" or machine.bfloat16 is not None:
+                    for m, n, k in _SIZES:
+                        yield Product(compute, m, n, k, layouts, batch)
+
+
+def _check(run: Run, product: Product) -> None:
+    """One product by each of gpunet's kernels for it; those that are wrong become broken."""
+    machine = run.machine
+    sets = products.operands(machine, product)[:1]
+    worst, wrong, kernels = 0.0, 0, []
+    with machine.precision(product.compute):
+        problem = dispatch.problem_of(machine.launcher, sets[0].a, sets[0].b)
+        for name, choice in list(dispatch.choices_of(problem, machine.launcher).items())[: 2 if run.dry else None]:
+            tile = dispatch.tile(product.compute, name)
+            if not run.begin(f"{product.name}: {name}", tile):
+                continue
+            contender = products.with_choice(machine, problem, choice, sets)
+            kernels.append(contender.about)
+            error = products.judge(machine, product, contender, sets[0])
+            if isinstance(error, float) and error < TOLERANCE[product.compute]:
+                worst = max(worst, error)
+            else:
+                wrong += 1
+                run.fails(f"{product.name}: {name}", f"relative error {error}", tile)
+    result = f"{wrong} wrong" if wrong else "ok"
+    run.row(what=product.name, checked=len(kernels), worst=worst, result=result, kernels=kernels)
+
+
+def _run_tests(run: Run) -> None:
+    """pytest in a process of its own."""
+    paths = ["tests/ops/test_op.py"] if run.dry else ["tests/kernels", "tests/ops", "tests/nn", "tests/backends"]
+    device = "emulated" if run.dry else "cuda"
+    limit = max(run.seconds_left - 5, 10)
+    name = f"pytest --device {device} {' '.join(paths)}"
+    if not run.begin(name, seconds=limit + 10):
+        return
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--device", device, "--tb=short", *paths]
+    status, log = _run(command, limit)
+    result = f"stopped after {limit:.0f} s" if status is None else log.strip().split("\n")[-1].strip("= ")
+    if status:
+        run.fails(name, result or f"exit status {status}")
+    checked = sum(map(int, re.findall(r"(\d+) (?:passed|failed)", result)))
+    run.row(what=name, checked=checked, result=result)
+    run.facts(pytest_log=log[-20000:])
+
+
+def sanitizer(run: Run) -> None:
+    """Small products under NVIDIA's compute-sanitizer: memory errors, races in shared memory, misused barriers."""
+    run.table(Column("tool", "", 12), Column("result", "", 100))
+    program = find_sanitizer()
+    if program is None and not run.dry:
+        run.row(tool="(none)", result="compute-sanitizer was not found: neither on the PATH nor in /usr/local/cuda*")
+        return
+    device = "emulated" if run.dry else "cuda"
+    check = [sys.executable, "-m", "benchmarks.on_gpu.correctness", "--device", device]
+    tools = ["memcheck", "racecheck", "synccheck"]
+    if run.dry:
+        tools, program = ["(none)"], None
+    for i, tool in enumerate(tools):
+        limit = max(run.seconds_left / (len(tools) - i), 30)
+        if not run.begin(tool, seconds=limit + 10):
+            continue
+        prefix = [] if program is None else [program, "--tool", tool, "--error-exitcode", "9"]
+        status, log = _run([*prefix, *check, "--seconds", "0" if run.dry else f"{limit - 15:.0f}"], limit)
+        lines = [line for line in log.splitlines() if "ERROR SUMMARY" in line or "hazard" in line or "checked" in line]
+        result = f"stopped after {limit:.0f} s" if status is None else "; ".join(lines[-2:]) or f"exit status {status}"
+        if status:
+            run.fails(tool, result)
+        run.row(tool=tool, result=result)
+        run.facts(**{f"{tool}_log": log[-6000:]})
+
+
+def find_sanitizer() -> str | None:
+    """Where compute-sanitizer is."""
+    homes = [os.environ["CUDA_HOME"]] if "CUDA_HOME" in os.environ else []
+    for home in [*homes, *sorted(glob.glob("/usr/local/cuda*"), reverse=True)]:
+        for folder in ("bin", "compute-sanitizer"):
+            if found := shutil.which(f"{home}/{folder}/compute-sanitizer"):
+                return found
+    return shutil.which("compute-sanitizer")
+
+
+def _run(command: list[str], seconds: float) -> tuple[int | None, str]:
+    """A program's exit status, None where it was stopped for its time, and what it printed."""
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as child:
+        try:
+            log, _ = child.communicate(timeout=seconds)
+            return child.returncode, log
+        except subprocess.TimeoutExpired:
+            child.kill()
+            log, _ = child.communicate()
+            return None, log
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check one product of each type and layout, by each kernel, as a sanitizer's victim: each array has memory of its
+    own, so that reading beyond one is seen. The exit status is 1 where a result is wrong."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    args = parser.parse_args(argv)
+    machine = Machine(args.device, use_torch=False)
+    if machine.is_real:
+        machine.xp.cuda.set_allocator(None)
+    checked, wrong = 0, 0
+    seen: set[Any] = set()
+    end = time.monotonic() + args.seconds
+    for product in small_products(machine):
+        s = _own_memory(machine, products.operands(machine, product)[0])
+        with machine.precision(product.compute):
+            problem = dispatch.problem_of(machine.launcher, s.a, s.b)
+            for choice in dispatch.choices_of(problem, machine.launcher).values():
+                key = (choice.variant, choice.splits > 1)
+                if key in seen:
+                    continue
+                seen.add(key)
+                contender = products.with_choice(machine, problem, choice, [s])
+                error = products.judge(machine, product, contender, s)
+                checked += 1
+                if not (isinstance(error, float) and error < TOLERANCE[product.compute]):
+                    wrong += 1
+                    print(f"{product.name}: {contender.name}: {error}")
+                if time.monotonic() > end:
+                    print(f"checked {checked} kernels, {wrong} wrong; the time was up")
+                    return int(wrong > 0)
+    print(f"checked {checked} kernels, {wrong} wrong")
+    return int(wrong > 0)
+
+
+def _own_memory(machine: Machine, s: products.Operands) -> products.Operands:
+    """Copies of operands whose memory ends where they end."""
+
+    def copy(x: Any) -> Any:
+        transposed = x.ndim > 1 and x.strides[-1] > x.strides[-2]
+        new = machine.launcher.empty((*x.shape[:-2], x.shape[-1], x.shape[-2]) if transposed else x.shape, x.dtype)
+        new = new.swapaxes(-1, -2) if transposed else new
+        new[...] = x
+        return new
+
+    return products.Operands(*map(copy, s))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
