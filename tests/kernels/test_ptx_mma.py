@@ -196,9 +196,11 @@ def test_mma(launcher: EmulatedLauncher, folder: Path, kernel: str, number: str,
 
 def test_rounding_to_tf32(launcher: EmulatedLauncher, folder: Path) -> None:
     unit = np.float32(2.0**-10)
-    values = np.float32([1 + unit / 2, 1 + 3 * unit / 2, 1 + unit / 2 - 2.0**-23, 2 - unit / 4, 0, 1e30, 3e-38, 1e-45])
+    values = np.array(
+        [1 + unit / 2, 1 + 3 * unit / 2, 1 + unit / 2 - 2.0**-23, 2 - unit / 4, 0, 1e30, 3e-38, 1e-45], np.float32
+    )
     random = np.random.default_rng(2).integers(0, 0x7F000000, 488, dtype=np.uint32).view(np.float32)
-    special = np.float32([np.inf, np.nan, np.finfo(np.float32).max, np.finfo(np.float32).tiny])
+    special = np.array([np.inf, np.nan, np.finfo(np.float32).max, np.finfo(np.float32).tiny], np.float32)
     nans = np.array([0x7FFFFFFF, 0x7F800001, 0xFFC00000, 0x7FC00000], np.uint32).view(np.float32)
     x = np.concatenate([values, random, special, nans])
     x = np.concatenate([x, -x])
