@@ -91,6 +91,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     unknown = [name for name in args.chosen if name not in STAGES]
     if unknown:
         parser.error(f"no stage {', '.join(map(repr, unknown))}; there are: {', '.join(STAGES)}")
+    if args.write and args.dry_run:
+        parser.error("--write takes measured times, and those of a --dry-run mean nothing")
     if args.write and args.table:
         parser.error("--write and --table both say where the table goes")
     return args

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +90,28 @@ def _check(run: Run, product: Product) -> None:
     run.row(what=product.name, checked=len(kernels), worst=worst, result=result, kernels=kernels)
 
 
+# Those with a use for a GPU: the others on kernels compile for all architectures, or run on the emulated device.
+_TESTS = [
+    "tests/kernels",
+    "tests/ops",
+    "tests/nn",
+    "tests/backends/test_cupy.py",
+    "tests/backends/test_cupy_launcher.py",
+]
+_NOT_TESTS = ["--ignore=tests/kernels/test_sanitizers.py", "--ignore=tests/kernels/test_compile_matrix.py"]
+
+
 def _run_tests(run: Run) -> None:
-    """pytest in a process of its own."""
-    paths = ["tests/ops/test_op.py"] if run.dry else ["tests/kernels", "tests/ops", "tests/nn", "tests/backends"]
+    """pytest in processes of its own."""
+    paths = ["tests/ops/test_op.py"] if run.dry else _TESTS
     device = "emulated" if run.dry else "cuda"
+    parallel = ["-n", "6"] if find_spec("xdist") is not None and not run.dry else []
     limit = max(run.seconds_left - 5, 10)
     name = f"pytest --device {device} {' '.join(paths)}"
     if not run.begin(name, seconds=limit + 10):
         return
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--device", device, "--tb=short", *paths]
+    options = ["-p", "no:cacheprovider", "--tb=short", *parallel, *_NOT_TESTS, "--device", device]
+    command = [sys.executable, "-m", "pytest", *options, *paths]
     status, log = _run(command, limit)
     result = f"stopped after {limit:.0f} s" if status is None else log.strip().split("\n")[-1].strip("= ")
     if status:

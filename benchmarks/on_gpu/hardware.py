@@ -101,7 +101,7 @@ def compile_kernels(run: Run) -> None:
     for job, made in kernel_tools.compile_all(jobs):
         name = job.variant.expression
         if isinstance(made, KernelError):
-            run.fails(name, str(made).splitlines()[0])
+            run.fails(name, " ".join(str(made).split("\n")[:3]))
         else:
             blocks = kernel_tools.resources(job, made)[kernel_tools.HEADER.index("blocks")]
             run.row(kernel=name, registers=made.registers, spills=made.spills, blocks=blocks)

@@ -30,6 +30,7 @@ from gpunet.ops import gemm
 
 WORTH = 1.03  # a way must be that much quicker for its name to be written down
 _NEAR = 1.5  # ways that take longer than that many times the best one's are measured once only
+_FIT = 20.0  # seconds that are kept for the fit
 _RAMPS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 
 # (M, N, K, batch), the most telling first: what is not measured in time is left to the model.
@@ -67,7 +68,7 @@ def tune(run: Run) -> None:
         Column("tflops", "TFLOP/s", 8, ".1f"),
     )
     for product in ladder(run):
-        if run.is_over:
+        if run.rows and run.seconds_left < (0 if run.dry else _FIT):
             break
         if not run.has(product=product.name):
             _measure(run, product)

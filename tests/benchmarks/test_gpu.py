@@ -16,7 +16,7 @@ import pytest
 
 import gpunet as gn
 from benchmarks.on_gpu import dispatch, products, supervise, tuning
-from benchmarks.on_gpu.machine import Machine
+from benchmarks.on_gpu.machine import EventClock, Machine
 from benchmarks.on_gpu.products import LINEAR, Contender, Product
 from gpunet.errors import DeviceError
 from gpunet.ops import gemm
@@ -108,6 +108,59 @@ def test_the_written_table_is_laid_out_as_the_one_that_is_kept() -> None:
 def test_unknown_stages_are_refused() -> None:
     done = subprocess.run([sys.executable, "benchmarks/gpu.py", "--stages", "tune,fly"], cwd=ROOT, capture_output=True)
     assert done.returncode == 2 and b"no stage 'fly'; there are: environment, compile" in done.stderr
+
+
+def test_times_of_a_dry_run_are_not_written_to_the_table() -> None:
+    command = [sys.executable, "benchmarks/gpu.py", "--dry-run", "--write"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True)
+    assert done.returncode == 2 and b"mean nothing" in done.stderr
+
+
+class FakeGpu:
+    """A stream on which time passes as a test says: what CuPy offers to EventClock.
+
+    Attributes:
+        host: seconds that queueing a call takes.
+        work: seconds that the GPU takes for one.
+    """
+
+    def __init__(self, host: float, work: float) -> None:
+        self.host, self.work, self.now, self.free = host, work, 0.0, 0.0
+        self.holds: list[float] = []
+        gpu = self
+
+        class Event:
+            at = 0.0
+
+            def record(self) -> None:
+                self.at = max(gpu.now, gpu.free)
+
+            @property
+            def done(self) -> bool:
+                return self.at <= gpu.now
+
+            def synchronize(self) -> None:
+                gpu.now = self.at
+
+        self.cuda = SimpleNamespace(Event=Event, get_elapsed_time=lambda a, b: (b.at - a.at) * 1e3)
+
+    def RawKernel(self, source: str, name: str) -> Any:
+        def hold(grid: Any, block: Any, arguments: Any) -> None:
+            self.holds.append(int(arguments[0]) / 1e9)
+            self.free = max(self.now, self.free) + self.holds[-1]
+
+        return hold
+
+    def call(self) -> None:
+        self.now += self.host
+        self.free = max(self.now, self.free) + self.work
+
+
+@pytest.mark.parametrize("host", [1e-6, 1e-4, 1e-3])
+def test_the_clock_measures_the_gpu_and_not_the_host(host: float) -> None:
+    gpu = FakeGpu(host, 5e-6)
+    assert EventClock(gpu).seconds(gpu.call, 50) == pytest.approx(5e-6)
+    assert (len(gpu.holds) > 1) == (host > 5e-5), "held longer, until all was queued before any of it ran"
 
 
 # --- the fit ----------------------------------------------------------------------------------------------------------
