@@ -138,7 +138,8 @@ def resources(job: Job, made: nvrtc.Compiled) -> tuple[str, ...]:
 
 
 def hottest_loop(job: Job, made: nvrtc.Compiled) -> str:
-    """The arithmetic's share of a kernel's hottest loop, and the loop's most frequent instructions.
+    """The arithmetic's share of a kernel's hottest loop, and the loop's instructions: those first, then the most
+    frequent others.
 
     Raises:
         KernelError: there is no disassembler.
@@ -149,7 +150,9 @@ def hottest_loop(job: Job, made: nvrtc.Compiled) -> str:
     loop = function.hottest_loop()
     if not loop:
         return "none"
-    most = ", ".join(f"{count} {opcode}" for opcode, count in sass.mix(loop).most_common(5))
+    counts = sass.mix(loop)
+    order = sorted(counts, key=lambda opcode: (opcode not in function.arithmetic_opcodes, -counts[opcode]))
+    most = ", ".join(f"{counts[opcode]} {opcode}" for opcode in order[:5])
     return f"{function.arithmetic(loop) / len(loop):.0%} of {len(loop)}: {most}"
 
 

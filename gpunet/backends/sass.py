@@ -56,13 +56,18 @@ class Function:
         """Those of the regular expressions that match the start of no instruction."""
         return [p for p in patterns if not any(re.match(p, i.text) for i in self.instructions)]
 
-    def arithmetic(self, part: Iterable[Instruction] | None = None) -> int:
-        """How many instructions, of all or of `part`, do the kernel's arithmetic: multiply tiles of matrices, in a
-        function that does so anywhere; else, multiply and add."""
-        whole = mix(self.instructions)
-        kind = TILES if any(TILES.fullmatch(opcode) for opcode in whole) else MULTIPLY_ADDS
-        counts = whole if part is None else mix(part)
-        return sum(count for opcode, count in counts.items() if kind.fullmatch(opcode))
+    @functools.cached_property
+    def arithmetic_opcodes(self) -> frozenset[str]:
+        """The opcodes that do the kernel's arithmetic, modifiers aside: those that multiply tiles of matrices, if there
+        are any; else, those that multiply and add."""
+        opcodes = mix(self.instructions)
+        tiles = frozenset(filter(TILES.fullmatch, opcodes))
+        return tiles or frozenset(filter(MULTIPLY_ADDS.fullmatch, opcodes))
+
+    def arithmetic(self, part: Iterable[Instruction]) -> int:
+        """How many instructions of `part` do the kernel's arithmetic."""
+        counts = mix(part)
+        return sum(counts[opcode] for opcode in self.arithmetic_opcodes)
 
     def hottest_loop(self) -> tuple[Instruction, ...]:
         """The innermost loop with the largest share of arithmetic, of those that have a fair part of the kernel's;
