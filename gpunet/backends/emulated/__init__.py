@@ -69,7 +69,7 @@ class EmulatedBackend(Backend):
                         f"a NumPy array of shape {array.shape} met arrays on the emulated device; "
                         "move it there with gpunet.asarray(array, device=...)"
                     )
-            return wrap(function(*arrays, **params))
+            return wrap(function(*arrays, **params), np.generic)  # of arrays, one may be meant for another device
 
         return on_emulated
 

@@ -57,17 +57,18 @@ def empty(shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = 
     return np.ndarray.__new__(EmulatedArray, shape, dtype, memory, 0, strides)
 
 
-def wrap(value: Any) -> Any:
-    """A result of a NumPy function (an array, a scalar, or several of them) as arrays of the emulated device."""
+def wrap(value: Any, kinds: Any = (np.ndarray, np.generic)) -> Any:
+    """A result of a NumPy function (an array, a scalar, or several of them) with arrays of the emulated device in the
+    place of what is of `kinds`."""
     if type(value) is EmulatedArray:
         return value
-    if isinstance(value, (np.ndarray, np.generic)):
+    if isinstance(value, kinds):
         return np.asarray(value).view(EmulatedArray)
     if type(value) is tuple:
-        return tuple(map(wrap, value))
+        return tuple(wrap(v, kinds) for v in value)
     if isinstance(value, list):
-        return list(map(wrap, value))
-    return type(value)(*map(wrap, value)) if hasattr(value, "_fields") else value
+        return [wrap(v, kinds) for v in value]
+    return type(value)(*(wrap(v, kinds) for v in value)) if hasattr(value, "_fields") else value
 
 
 def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -42,14 +42,15 @@ _OPTIMIZATION = {
 
 _START = """#include "{file}"
 namespace {{
-thread_local unsigned char member;  // of the segment that holds the kernels' static shared variables
-gn::StaticShared variables;
+thread_local unsigned char gn_member;  // of the segment that holds the kernels' static shared variables
+gn::StaticShared gn_variables;
 }}
 """
-_ENTRY = """extern "C" __attribute__((visibility("default"))) int gn_entry_{number}(const gn::Options* options,
-    const void* const* parameters, const size_t* sizes, int count, char* error, size_t error_size) {{
-    variables.member = &member;
-    return gn::launch_kernel(&{expression}, *options, parameters, sizes, count, variables, error, error_size);
+_ENTRY = """extern "C" __attribute__((visibility("default"))) int gn_entry_{number}(const gn::Options* gn_options,
+    const void* const* gn_parameters, const size_t* gn_sizes, int gn_count, char* gn_error, size_t gn_error_size) {{
+    gn_variables.member = &gn_member;
+    return gn::launch_kernel(&{expression}, *gn_options, gn_parameters, gn_sizes, gn_count, gn_variables, gn_error,
+                             gn_error_size);
 }}
 """
 _MOST = 8  # kernels in a library: each costs half as much there as alone, but libraries are compiled side by side
@@ -216,7 +217,7 @@ def _library(variants: Sequence[Variant], architecture: str, folder: Path | None
         with tempfile.NamedTemporaryFile("w", suffix=".cpp") as source:
             source.write(program)
             source.flush()
-            what = f"kernels/{file}.cu: {', '.join(variant.expression for variant in variants)}"
+            what = f"{file}.cu: {', '.join(variant.expression for variant in variants)}"
             _compile([*flags, *includes, source.name, "-o", str(target)], what)
 
     return Cache("so").path_or_make(_key(flags, header.read_text(encoding="utf-8"), text, program), make)
