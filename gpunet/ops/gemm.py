@@ -20,6 +20,7 @@ import numpy as np
 
 from gpunet.backends.kernel import Launcher, Variant, capability, register_variants
 from gpunet.dtypes import get_float32_precision
+from gpunet.ops.op import kernels_mode
 
 # The activations of an epilogue as kernels/matmul.cuh numbers them; DERIVATIVE is added to one of them.
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
@@ -222,7 +223,9 @@ def _simt_choice(number: str, tile: tuple[int, int, int, int], layouts: tuple[st
     arguments = ", ".join(map(str, (number, m, n, k, warp_m, warp_n, *layouts, vector)))
     instructions = ("DFMA" if number == "double" else "FFMA", *(() if vector == 1 else (r"LDG\S*128",)))
     registers = 255 if number == "double" else 128
-    variant = Variant("matmul_simt", f"matmul_simt<{arguments}>", threads, registers=registers, instructions=instructions)
+    variant = Variant(
+        "matmul_simt", f"matmul_simt<{arguments}>", threads, registers=registers, instructions=instructions
+    )
     return Choice(f"simt {m}x{n}", variant, m, n, k)
 
 
@@ -369,7 +372,8 @@ def _vector(problem: Problem, architecture: str) -> Iterator[Choice]:
     else:
         return
     vector = 16 // problem.itemsize if alignment == 16 and layout != "STRIDED" else 1
-    yield _vector_choice(_NUMBERS[problem.dtype], layout, vector)
+    choice = _vector_choice(_NUMBERS[problem.dtype], layout, vector)
+    yield choice if problem.n == 1 else choice._replace(m=choice.n, n=choice.m)
 
 
 def _all_vector() -> Iterator[Choice]:
@@ -385,7 +389,7 @@ def _reduction(number: str) -> Variant:
 
 def kernels(problem: Problem, architecture: str) -> list[Choice]:
     """The kernels that can compute a problem on an architecture, not split."""
-    found = [choice for tier in (_simt, _mma, _wgmma, _vector) for choice in tier(problem, architecture)]
+    found = [choice for tier in (_vector, _simt, _mma, _wgmma) for choice in tier(problem, architecture)]
     return [choice for choice in found if choice.variant.runs_on(architecture)]
 
 
@@ -506,12 +510,21 @@ class Launch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How to compute one product: its result's shape, its launches, and the elements of the workspace they share."""
+    """How to compute one product.
+
+    Attributes:
+        shape: of the result.
+        launches: what to launch, in this order.
+        workspace: elements of the workspace that they share.
+        compute: the workspace's dtype.
+        library: whether the array library's own product was measured to be quicker.
+    """
 
     shape: tuple[int, ...]
     launches: tuple[Launch, ...]
     workspace: int
-    compute: Any
+    compute: str
+    library: bool = False
 
 
 _plans: dict[Any, Plan | None] = {}
@@ -568,7 +581,7 @@ def multiply(
         if len(_plans) >= _MOST_PLANS:
             _plans.clear()
         plan = _plans[key] = make_plan(launcher, a, b, addresses, epilogue)
-    if plan is None:
+    if plan is None or (plan.library and kernels_mode() != "force" and not launcher.capturing()):
         return NotImplemented
     if out is None:
         out = launcher.empty(plan.shape, a.dtype)
@@ -602,9 +615,11 @@ def make_plan(launcher: Launcher, a: Any, b: Any, addresses: tuple[int, int], ep
     if problem is None:
         return None
     if 0 in shape:
-        return Plan(shape, (), 0, None)
+        return Plan(shape, (), 0, "")
     choice = choices(problem, launcher.architecture, launcher.processors)[0]
-    return plan_of(shape, problem, choice, epilogue, launcher.processors)
+    plan = plan_of(shape, problem, choice, epilogue, launcher.processors)
+    best = _rates(launcher.architecture)["best"].get(bucket(problem))
+    return plan._replace(library=best == "library" and epilogue == Epilogue())
 
 
 def plan_of(shape: tuple[int, ...], problem: Problem, choice: Choice, epilogue: Epilogue, processors: int) -> Plan:

@@ -64,6 +64,7 @@ class NumpyLauncher(Launcher):
 
     def __init__(self) -> None:
         self.log: list[str] = []
+        self.grid = (0, 0, 0)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         out = np.empty(shape, dtype)
@@ -79,6 +80,7 @@ class NumpyLauncher(Launcher):
 
     def launch(self, variant: Variant, grid: tuple[int, int, int], *parameters: bytes) -> None:
         self.log.append(variant.expression)
+        self.grid = grid
         args = dict(zip(FIELDS, ARGS.unpack(parameters[0])))
         dtype = np.dtype(next(t for name, t in DTYPES.items() if f"<{name}" in variant.expression))
         compute = np.dtype("f8" if dtype == "f8" else "f4")
@@ -249,3 +251,49 @@ def test_float32_precision_chooses_the_kernels(monkeypatch: pytest.MonkeyPatch) 
     assert "<float" in launcher.log[0] and "<tf32" in launcher.log[1]
     with pytest.raises(ValueError, match='set_float32_precision: expected "highest" or "high", got .fast.'):
         gn.set_float32_precision("fast")
+
+
+def test_what_the_table_names_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gemm, "_plans", {})
+    a, b = (rng.standard_normal((64, 64)).astype(np.float32) for _ in range(2))
+    entry = "float32 K_MAJOR MN_MAJOR 64x64x64"
+    launcher = NumpyLauncher()
+
+    best = gemm._rates(launcher.architecture)["best"]
+    monkeypatch.setitem(best, entry, "simt 128x128 / 1")
+    gemm.multiply(launcher, a, b)
+    assert launcher.log == ["matmul_simt<float, 128, 128, 8, 64, 32, K_MAJOR, MN_MAJOR, 4>"]
+
+    gemm._plans.clear()
+    monkeypatch.setitem(best, entry, "library")
+    assert gemm.multiply(launcher, a, b) is NotImplemented
+    assert gemm.multiply(launcher, a, b, bias=a[0]) is not NotImplemented  # the library would take another launch
+    with gn.kernels("force"):
+        np.testing.assert_allclose(gemm.multiply(launcher, a, b), a @ b, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(launcher, "capturing", lambda: True)
+    assert gemm.multiply(launcher, a, b) is not NotImplemented
+
+
+@pytest.mark.parametrize(
+    "architecture", ["sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120"]
+)
+@pytest.mark.parametrize("compute", ["float64", "float32", "tf32", "float16"])
+def test_every_architecture_has_rates_for_its_kernels(architecture: str, compute: str) -> None:
+    dtype = compute.replace("tf32", "float32")
+    for m, n, k in [(1, 64, 64), (64, 1, 64), (64, 64, 64), (8192, 8192, 8192), (64, 64, 2**20), (2**20, 64, 64)]:
+        problem = gemm.Problem(dtype, compute, m, n, k, (), gemm.Operand(k, 1, 16), gemm.Operand(n, 1, 16))
+        found = gemm.choices(problem, architecture, 100)
+        assert found and all(choice.variant.runs_on(architecture) for choice in found)
+
+
+def test_a_row_times_a_matrix_is_a_vector_product_with_as_many_blocks_as_it_needs() -> None:
+    launcher = NumpyLauncher()
+    row, column, matrix = (rng.standard_normal(s) for s in ((1, 4096), (4096, 1), (4096, 256)))
+    gemm.multiply(launcher, row, np.asfortranarray(matrix))
+    assert launcher.log[0] == "matmul_vector<double, K_MAJOR, 2>" and launcher.grid[0] == 256 / 8
+    launcher.log.clear()
+    gemm.multiply(launcher, row, matrix)
+    assert launcher.log[0] == "matmul_vector<double, MN_MAJOR, 2>" and launcher.grid[0] <= 256 / 64
+    launcher.log.clear()
+    gemm.multiply(launcher, matrix.T, column)
+    assert launcher.log[0] == "matmul_vector<double, MN_MAJOR, 2>"
