@@ -251,24 +251,47 @@ def _all_simt() -> Iterator[Choice]:
                 yield _simt_choice(number, tile, layouts, vector)
 
 
-# mma.sync: block tile, and a warp's part of it.
-_MMA_TILES = ((128, 128, 64, 64), (64, 64, 32, 32))
-_MMA_STAGES = 3
+class MmaTile(NamedTuple):
+    """Of matmul_mma: a block's tile, bytes along K in a stage, a warp's part of the tile, and stages."""
+
+    m: int
+    n: int
+    line: int
+    warp_m: int
+    warp_n: int
+    stages: int
 
 
-def _mma_choice(number: str, tile: tuple[int, int, int, int], layouts: tuple[str, str], copy: int) -> Choice:
-    m, n, warp_m, warp_n = tile
-    itemsize = 16 // _WIDTHS[number]
-    k = 64 // itemsize
-    threads = m // warp_m * (n // warp_n) * 32
-    arguments = ", ".join(map(str, (number, m, n, k, warp_m, warp_n, _MMA_STAGES, *layouts, copy)))
+# By the size of copies from global memory, in bytes. Small copies need more registers. Those of 2 bytes, and all that
+# sm_75 has, go through registers themselves, for which two stages suffice.
+_MMA_TILES = {
+    16: (MmaTile(128, 256, 64, 64, 64, 4), MmaTile(128, 128, 64, 64, 64, 3), MmaTile(64, 64, 128, 32, 32, 3)),
+    4: (MmaTile(128, 128, 64, 64, 32, 3), MmaTile(64, 64, 64, 32, 32, 3)),
+    2: (MmaTile(128, 128, 64, 64, 32, 2), MmaTile(64, 64, 64, 32, 32, 2)),
+}
+_HMMA = {
+    "half": r"HMMA\.(16816|1688)\.F32",
+    "bfloat16": r"HMMA\.16816\.F32\.BF16",
+    "tf32": r"HMMA\.1688\.F32\.TF32",
+}
+
+
+def _mma_choice(number: str, tile: MmaTile, layouts: tuple[str, str], copy: int, requires: str) -> Choice:
+    m, n, line, warp_m, warp_n, stages = tile
+    k = line * _WIDTHS[number] // 16
+    arguments = ", ".join(map(str, (number, m, n, k, warp_m, warp_n, stages, *layouts, copy)))
+    instructions = [_HMMA[number]]
+    if number != "tf32" or layouts != ("MN_MAJOR", "MN_MAJOR"):
+        instructions.append("LDSM")
+    if copy > 2 and requires == "sm_80+":
+        instructions.append("LDGSTS")
     variant = Variant(
         "matmul_mma",
         f"matmul_mma<{arguments}>",
-        threads,
-        shared=_MMA_STAGES * (m + n) * k * itemsize,
-        requires="sm_75+" if number == "half" else "sm_80+",
-        instructions=("HMMA",),
+        threads=m // warp_m * (n // warp_n) * 32,
+        shared=stages * (m + n) * line,
+        requires=requires,
+        instructions=tuple(instructions),
     )
     return Choice(f"mma {m}x{n}", variant, m, n, k)
 
@@ -278,14 +301,23 @@ def _mma(problem: Problem, architecture: str) -> Iterator[Choice]:
     if number in ("double", "float") or "STRIDED" in problem.layouts:
         return
     copy = 16 if min(problem.a.alignment, problem.b.alignment) == 16 else problem.itemsize
-    for tile in _MMA_TILES:
-        yield _mma_choice(number, tile, problem.layouts, copy)
+    if architecture == "sm_75":
+        if number == "half":
+            for tile in _MMA_TILES[2]:
+                yield _mma_choice(number, tile, problem.layouts, copy, "sm_75")
+        return
+    for tile in _MMA_TILES[copy]:
+        yield _mma_choice(number, tile, problem.layouts, copy, "sm_80+")
 
 
 def _all_mma() -> Iterator[Choice]:
-    for number, tile, layouts in product(("half", "bfloat16", "tf32"), _MMA_TILES, _LAYOUTS):
-        for copy in (16, 16 // _WIDTHS[number]):
-            yield _mma_choice(number, tile, layouts, copy)
+    for layouts in _LAYOUTS:
+        for number in ("half", "bfloat16", "tf32"):
+            for copy in (16, 16 // _WIDTHS[number]):
+                for tile in _MMA_TILES[copy]:
+                    yield _mma_choice(number, tile, layouts, copy, "sm_80+")
+        for copy, tile in product((16, 2), _MMA_TILES[2]):
+            yield _mma_choice("half", tile, layouts, copy, "sm_75")
 
 
 # wgmma: block tile, and how many of its steps along K shared memory holds.

@@ -85,11 +85,15 @@ def problem_of(case: Case, a: Any, b: Any, backend: Backend) -> gemm.Problem:
     return problem
 
 
+ARCHITECTURES = ("sm_90a", "sm_75")  # between them, they run every kernel
+
+
 @pytest.fixture(scope="module", autouse=True)
 def built(kernel_device: Backend) -> None:
     """All kernels, compiled by all cores at once."""
     if kernel_device.name == "emulated":
-        prebuild([variant for variant in all_variants() if variant.runs_on("sm_90a")])
+        prebuild(variant for variant in all_variants() if variant.runs_on("sm_90a"))
+        prebuild((variant for variant in all_variants() if variant.requires == "sm_75"), "sm_75")
 
 
 def check(case: Case, choice: gemm.Choice, a: Any, b: Any, backend: Backend, **order: Any) -> np.ndarray:
@@ -117,6 +121,22 @@ def test_every_kernel(case: Case, kernel_device: Backend) -> None:
         check(case, choice, a, b, kernel_device)
 
 
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.compute == "float16"], ids=lambda case: "-".join(map(str, case))
+)
+def test_every_kernel_of_turing(case: Case, kernel_device: Backend) -> None:
+    """Whose tensor cores have other instructions, and no asynchronous copies."""
+    if kernel_device.name != "emulated":
+        pytest.skip("a GPU has the architecture that it has")
+    rng = np.random.default_rng(case.k)
+    a = operand(rng, kernel_device, case.dtype, case.a_layout, case.m, case.k)
+    b = operand(rng, kernel_device, case.dtype, case.b_layout, case.n, case.k).T
+    with emulation(architecture="sm_75"):
+        for choice in choices(case, a, b, kernel_device, "sm_75"):
+            if choice.variant.requires == "sm_75":
+                check(case, choice, a, b, kernel_device)
+
+
 def test_every_kernel_is_tested(kernel_device: Backend) -> None:
     """The cases reach every variant that there is."""
     rng = np.random.default_rng(0)
@@ -124,7 +144,8 @@ def test_every_kernel_is_tested(kernel_device: Backend) -> None:
     for case in CASES:
         a = operand(rng, kernel_device, case.dtype, case.a_layout, case.m, case.k)
         b = operand(rng, kernel_device, case.dtype, case.b_layout, case.n, case.k).T
-        reached.update(c.variant for c in choices(case, a, b, kernel_device, "sm_90a"))
+        for architecture in ARCHITECTURES:
+            reached.update(c.variant for c in choices(case, a, b, kernel_device, architecture))
     assert {v.expression for v in all_variants() if v.file != "matmul_reduce"} - {
         v.expression for v in reached
     } == set()
