@@ -332,6 +332,8 @@ def test_errors_of_the_compiler_are_short(tmp_path: Path) -> None:
 def test_unknown_kernels() -> None:
     with pytest.raises(KernelError, match=r"there is no kernels/nothing\.cu"):
         LAUNCHER.launch(Variant("nothing", "nothing", 1), (1, 1, 1))
+    with pytest.raises(KernelError, match=r"there is no nothing\.cu in .*right"), emulation(folder=FOLDER):
+        LAUNCHER.launch(Variant("nothing", "nothing", 1), (1, 1, 1))
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, fresh_compiler: None) -> None:

@@ -202,6 +202,8 @@ def _library(variants: Sequence[Variant], architecture: str, folder: Path | None
         text = sources.read(file).key
     else:
         files = [folder / f"{file}.cu", *sorted(kernels.rglob("*.cuh"))]
+        if not files[0].is_file():
+            raise KernelError(f"there is no {file}.cu in {folder}")
         text = "".join(path.read_text(encoding="utf-8") for path in files)
     macros = [f"-D__CUDA_ARCH__={capability(architecture)}0"]
     if architecture.endswith("a"):

@@ -19,9 +19,8 @@
 #include <link.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <sys/mman.h>
-
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <map>
@@ -184,16 +183,18 @@ const void* scheduler_stack;
 size_t scheduler_stack_size;
 #endif
 
-// What fibers synchronise through, for ThreadSanitizer. Barriers have one object for odd and one for even rounds: with one
-// alone, a thread would seem ordered after what others did since that barrier.
+// What fibers synchronise through, for ThreadSanitizer. Barriers have one object for odd and one for even rounds: with
+// one alone, a thread would seem ordered after what others did since that barrier.
 char launch_begins, launch_ends, fence_object;
-char barrier_object[2], named_object[BARRIERS][2];
+struct alignas(8) BlockObjects {
+    char barrier[2], named[BARRIERS][2];
+} block_objects;
 
 #ifdef GN_THREAD_SANITIZER
 void* scheduler_sanitizer;
 unsigned block_parity;
-// Making one costs a third of a millisecond, so they are used again: not in the next block, which would make its threads
-// seem ordered after this one's.
+// Making one costs a third of a millisecond, so they are used again: not in the next block, which would make its
+// threads seem ordered after this one's.
 void*& sanitizer_of(Fiber* fiber) { return fiber->sanitizers[block_parity]; }
 
 // Let ThreadSanitizer forget who used this memory.
@@ -449,6 +450,7 @@ void prepare_block() {
     const unsigned shared = launch.options.shared;
 #ifdef GN_THREAD_SANITIZER
     block_parity ^= 1;
+    forget(&block_objects, sizeof block_objects);
     forget(gn_shared, sizeof gn_shared);
     forget(launch.static_begin, launch.static_size);
     forget(arena, launch.arena_used);
@@ -516,7 +518,7 @@ void* reserve(size_t size) {
 
 // --- Global memory
 
-// What precedes an array: it is in a list of all, so that every launch can look whether what is around them was touched.
+// What precedes an array: it is in a list of all, so that every launch can look whether what is around was touched.
 struct Allocation {
     Allocation *previous, *next;
     size_t size;
@@ -628,10 +630,10 @@ int barrier(bool predicate, Place place) {
     self->state = AT_BARRIER;
     launch.at_barrier++;
     launch.holding += predicate;
-    release(&barrier_object[generation]);
+    release(&block_objects.barrier[generation]);
     check_barrier();
     leave(self->state);
-    acquire(&barrier_object[generation]);
+    acquire(&block_objects.barrier[generation]);
     return launch.total_holding;
 }
 
@@ -650,7 +652,7 @@ void named_barrier(int number, int count, bool waits, Place place) {
     b.expected = count;
     b.arrived++;
     events++;
-    release(&named_object[number][generation]);
+    release(&block_objects.named[number][generation]);
     self->place = place;
     self->number = number;
     self->state = waits ? AT_NAMED_BARRIER : READY;
@@ -662,7 +664,7 @@ void named_barrier(int number, int count, bool waits, Place place) {
     }
     if (!waits) return;
     leave(self->state);
-    acquire(&named_object[number][generation]);
+    acquire(&block_objects.named[number][generation]);
 }
 
 const unsigned char* collect(unsigned mask, const void* value, unsigned size, bool orders_memory, const char* what,
@@ -793,7 +795,7 @@ int run(void (*body)(void*), void* context, const Options& options, StaticShared
 #endif
 #ifdef GN_ADDRESS_SANITIZER
     __asan_unpoison_memory_region(gn_shared, sizeof gn_shared);
-    if (!launch.error.empty()) __asan_unpoison_memory_region(stacks, STACK * MAX_THREADS);  // of fibers given up
+    if (!launch.error.empty()) __asan_unpoison_memory_region(stacks, STACK * launch.threads);  // given up
 #endif
     check_allocations();
     if (launch.error.empty()) return 0;

@@ -336,7 +336,9 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, GN_PLACE) {
         if ((all.present >> i & 1u) && all[i]) votes |= 1u << i;
     return votes;
 }
-inline int __any_sync(unsigned mask, int predicate, GN_PLACE) { return __ballot_sync(mask, predicate, file, line) != 0; }
+inline int __any_sync(unsigned mask, int predicate, GN_PLACE) {
+    return __ballot_sync(mask, predicate, file, line) != 0;
+}
 inline int __all_sync(unsigned mask, int predicate, GN_PLACE) {
     return __ballot_sync(mask, !predicate, file, line) == 0;
 }

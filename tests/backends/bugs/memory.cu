@@ -42,9 +42,13 @@ __global__ void __launch_bounds__(64) not_atomic(float* y, const float*, int bug
         atomicAdd(&y[0], 1.0f);
 }
 
-// Two blocks write to one place, and nothing says which comes last.
+// Two blocks write to one place, one before and the other after a barrier. That is one for each of them: nothing says
+// which writes last.
 __global__ void __launch_bounds__(64) two_blocks(float* y, const float* x, int bug) {
-    y[bug ? threadIdx.x : blockIdx.x * 64 + threadIdx.x] = x[blockIdx.x * 64 + threadIdx.x];
+    float* const to = y + (bug ? 0 : blockIdx.x * 64);
+    if (blockIdx.x == 0) to[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    if (blockIdx.x == 1) to[threadIdx.x] = x[64 + threadIdx.x];
 }
 
 // The array has 100 elements; 128 threads write.

@@ -103,7 +103,8 @@ __global__ void __launch_bounds__(32) addresses(int* y) {
 }
 
 // All 16-bit numbers to float and back, and floats to half.
-__global__ void __launch_bounds__(256) conversions(float* wide, unsigned short* back, unsigned short* narrow, float* x) {
+__global__ void __launch_bounds__(256)
+conversions(float* wide, unsigned short* back, unsigned short* narrow, const float* x) {
     const unsigned i = blockIdx.x * 256 + threadIdx.x;
     wide[i] = to_float(half{static_cast<unsigned short>(i)});
     back[i] = to_half(wide[i]).bits;
@@ -134,11 +135,9 @@ __global__ void __launch_bounds__(1) functions(unsigned* y, float* f) {
 
 // The order in which blocks, and threads in them, run; and whether instructions are late.
 __global__ void __launch_bounds__(4) order(int* y) {
-    __shared__ int next;
     const int n = atomicAdd(&y[0], 1);
     y[1 + n] = blockIdx.x * 10 + threadIdx.x;
     if (n == 0) y[100] = gn::late();
-    (void)next;
 }
 
 // A stack that a kernel needs.
