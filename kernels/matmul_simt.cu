@@ -10,9 +10,9 @@
 // tiles lie with M (or N) adjacent, in the type that is computed in, so that a step of K is an outer product of two
 // short vectors read 16 bytes at a time.
 //
-// Bank conflicts, counted over the addresses of all warps (tests/kernels/test_matmul_simt.py does the count): none in
-// any read; none in the transposing stores of K_MAJOR; none in the stores of MN_MAJOR up to 16 bytes of computed type
-// a thread, two-way with 8 elements of a 16-bit type.
+// Bank conflicts (tests/kernels/test_matmul_simt.py counts them, over the addresses of all warps): none in any read;
+// none in the transposing stores of K_MAJOR and STRIDED; none in the stores of MN_MAJOR, but that those of 8 elements
+// of a 16-bit type take two rounds more than they need.
 //
 // A sum's order depends on BK and the number of splits alone, never on timing: results are the same bits every time.
 #include "matmul.cuh"
@@ -45,8 +45,8 @@ __global__ void __launch_bounds__(256) matmul_reference(const __grid_constant__ 
     }
 }
 
-// x, of which the compiler knows nothing: so it computes what follows from it here and now, and again where it is needed
-// again. Otherwise it would do so once, before the loops, and keep the results in registers that the sums need.
+// x, of which the compiler knows nothing: so it computes what follows from x where that is needed. Otherwise it would
+// do so once, before all loops, and keep the results in registers that the sums need.
 DEVICE int opaque(int x) {
 #ifndef GN_EMULATED
     asm volatile("" : "+r"(x));
@@ -70,8 +70,9 @@ struct Operand {
     static constexpr int SIZE = BK * PITCH + (BK - 1) / 8 * 16;
     static DEVICE constexpr int place(int k, int i) { return k * PITCH + k / 8 * 16 + i; }
 
-    // Where in the tile thread t's load number `load` begins: at the sum of where its first and thread 0's do. Neighbouring threads take neighbouring addresses: along
-    // K, 8 single elements or 2 vectors, and then the next row, so that whole 32-byte sectors are read.
+    // Where in the tile thread t's load number `load` begins: at the sum of where its first and thread 0's begin.
+    // Neighbouring threads take neighbouring addresses: along K, 8 single elements or 2 vectors and then the next row,
+    // so that whole sectors of 32 bytes are read.
     static DEVICE constexpr int at_k(int load, int t) {
         const int v = t + load * THREADS;
         return LAYOUT == MN_MAJOR ? v / (LENGTH / VECTOR) : (v % ALONG_K + v / (ALONG_K * LENGTH) * ALONG_K) * VECTOR;
@@ -143,8 +144,7 @@ struct Place {
     int row, col, thread;
     unsigned thread_row, thread_col;
 
-    DEVICE Place(const MatmulArgs& args) {
-        const Tile tile = tile_at(blockIdx.x, (opaque(args.m) + BM - 1) / BM, (opaque(args.n) + BN - 1) / BN);
+    DEVICE Place(const Tile& tile) {
         row = tile.row * BM;
         col = tile.col * BN;
         // The threads of a warp that read the same 16 bytes of A differ in bits 0 and 2 of their number, those that
@@ -156,16 +156,21 @@ struct Place {
     }
 };
 
-// K_MAJOR and MN_MAJOR with VECTOR > 1 need of each operand: its address, its strides (batches' too) and its length along
-// the axis of adjacent elements to be multiples of VECTOR elements, and so split_k along K.
+// The threads of a block, and how many of these a processor is to hold at once: threads get 128 registers each, those
+// that compute in double 255.
+constexpr int simt_threads(int bm, int bn, int wm, int wn) { return bm / wm * (bn / wn) * 32; }
+constexpr int simt_blocks(int itemsize, int threads) { return (itemsize == 8 ? 256 : 512) / threads; }
+
+// K_MAJOR and MN_MAJOR with VECTOR > 1 need the addresses of A and B, their strides (the batch's too), their lengths
+// along the axis of adjacent elements, and split_k to be multiples of VECTOR elements.
 template <class T, int BM, int BN, int BK, int WM, int WN, Layout A_LAYOUT, Layout B_LAYOUT, int VECTOR>
-__global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, 512 / (BM / WM * (BN / WN) * 32))
+__global__ void __launch_bounds__(simt_threads(BM, BN, WM, WN), simt_blocks(sizeof(T), simt_threads(BM, BN, WM, WN)))
     matmul_simt(const __grid_constant__ MatmulArgs args) {
     using Storage = typename Number<T>::Storage;
     using F = typename Number<T>::Compute;
-    constexpr int THREADS = BM / WM * (BN / WN) * 32;
-    constexpr int G = 16 / sizeof(F);                 // a thread's elements come in groups of G, 16 bytes
-    constexpr int TM = WM / 8, TN = WN / 4;           // a warp is 8 x 4 threads
+    constexpr int THREADS = simt_threads(BM, BN, WM, WN);
+    constexpr int G = 16 / sizeof(F);        // a thread's elements come in groups of G, which are 16 bytes
+    constexpr int TM = WM / 8, TN = WN / 4;  // a warp is 8 x 4 threads
     constexpr int GROUPS_M = TM / G, GROUPS_N = TN / G;
     static_assert(GROUPS_M * G * 8 == WM && GROUPS_N * G * 4 == WN, "a thread's part is made of whole groups");
     using A = Operand<T, BM, BK, A_LAYOUT, VECTOR, THREADS>;
@@ -173,15 +178,21 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, 512 / (BM / WM * (BN
     constexpr int PAIR = A::SIZE + B::SIZE;  // a tile of A, and behind it one of B
     __shared__ __align__(16) F tiles[2 * PAIR];
 
+    __shared__ Tile tile;  // here, not in registers, as it is needed before and after the sums
+    if (threadIdx.x == 0) tile = tile_at(blockIdx.x, (args.m - 1) / BM + 1, (args.n - 1) / BN + 1);
+    __syncthreads();
     for (int z = blockIdx.y; z < args.batch; z += gridDim.y) {
-        const Place<BM, BN, WM, WN, G> from(args);
-        const int k_first = first_k(args, opaque(blockIdx.z)), k_count = first_k(args, opaque(blockIdx.z) + 1) - k_first;
+        const Place<BM, BN, WM, WN, G> from(tile);
+        const int split = opaque(blockIdx.z), k_first = first_k(args, split);
+        const int k_count = first_k(args, split + 1) - k_first;
         const Storage* a_from = static_cast<const Storage*>(args.a) + batch_offset(args, args.a_batch, z);
         const Storage* b_from = static_cast<const Storage*>(args.b) + batch_offset(args, args.b_batch, z);
-        A a(a_from + from.row * args.a_row + k_first * args.a_col, args.m - from.row, args.a_row, args.a_col, from.thread);
-        B b(b_from + from.col * args.b_col + k_first * args.b_row, args.n - from.col, args.b_col, args.b_row, from.thread);
+        a_from += from.row * args.a_row + k_first * args.a_col;
+        b_from += from.col * args.b_col + k_first * args.b_row;
+        A a(a_from, args.m - from.row, args.a_row, args.a_col, from.thread);
+        B b(b_from, args.n - from.col, args.b_col, args.b_row, from.thread);
 
-        F sums[TM][TN] = {};
+        F sums[TM * TN] = {};
         a.fetch(k_count);
         b.fetch(k_count);
         a.put(tiles);
@@ -207,7 +218,7 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, 512 / (BM / WM * (BN
 #pragma unroll
                 for (int i = 0; i < TM; i++)
 #pragma unroll
-                    for (int j = 0; j < TN; j++) sums[i][j] += x[i / G].at[i % G] * y[j / G].at[j % G];
+                    for (int j = 0; j < TN; j++) sums[i * TN + j] += x[i / G].at[i % G] * y[j / G].at[j % G];
             }
             a.to += jump;
             b.to += jump;
@@ -219,24 +230,20 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, 512 / (BM / WM * (BN
             __syncthreads();
         }
 
-        // Not unrolled, as the epilogue is long: the rows of sums move up by one instead, so that it is always row 0
+        // Not unrolled, as the epilogue is long: the sums move up by a group instead, so that it is always the first
         // that is stored.
-        const Place<BM, BN, WM, WN, G> to(args);
+        const Place<BM, BN, WM, WN, G> to(tile);
         const int row = to.row + to.thread_row, col = to.col + to.thread_col;
         const Epilogue<T> epilogue(args, opaque(z), blockIdx.z);
 #pragma unroll 1
-        for (int i = 0; i < TM; i++) {
+        for (int group = 0; group < TM * GROUPS_N; group++) {
+            F first[G];
 #pragma unroll
-            for (int j = 0; j < GROUPS_N; j++) {
-                F group[G];
+            for (int e = 0; e < G; e++) first[e] = sums[e];
+            const int i = group / GROUPS_N, j = group % GROUPS_N;
+            epilogue.store(row + i / G * 8 * G + i % G, col + j * 4 * G, first);
 #pragma unroll
-                for (int e = 0; e < G; e++) group[e] = sums[0][j * G + e];
-                epilogue.store(row + i / G * 8 * G + i % G, col + j * 4 * G, group);
-            }
-#pragma unroll
-            for (int r = 0; r + 1 < TM; r++)
-#pragma unroll
-                for (int j = 0; j < TN; j++) sums[r][j] = sums[r + 1][j];
+            for (int e = 0; e + G < TM * TN; e++) sums[e] = sums[e + G];
         }
     }
 }
