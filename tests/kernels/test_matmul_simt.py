@@ -200,6 +200,8 @@ def check_vector(
 @pytest.mark.parametrize(("m", "k"), [(1, 1), (9, 37), (70, 131), (33, 1100), (300, 8), (3, 0)])
 def test_vectors(launcher: EmulatedLauncher, variant: Variant, m: int, k: int) -> None:
     check_vector(launcher, variant, m, k)
+    check_vector(launcher, variant, m, k, x_offset=1)
+    check_vector(launcher, variant, m, k, x_step=3)
     check_vector(launcher, variant, m, k, x_step=3, x_offset=1, splits=3, offset=1, padding=2)
 
 
