@@ -87,7 +87,7 @@ def _raw(obj: Any, dtype: Any) -> Any:
     except DTypeError:
         pass
     else:
-        if obj.dtype.kind not in "biufc":
+        if obj.dtype.kind not in "biufc" and obj.dtype.name != "bfloat16":
             raise DTypeError(f"asarray: cannot make an array of numbers from an array of {obj.dtype}")
         return backend.array_from(obj)
     if hasattr(obj, "__cuda_array_interface__"):

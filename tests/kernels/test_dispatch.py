@@ -105,3 +105,14 @@ def test_offsets_beyond_32_bits(dtype: Any, adjacent: str, kernel_device: Backen
         out = launcher.empty(plan.shape, dtype)
         gemm.run(launcher, plan, addresses, out, None, None, None)
         np.testing.assert_allclose(out, a.astype(np.float64) @ b, rtol=1e-2, atol=1e-2, err_msg=str(choice))
+
+
+def test_bfloat16_products(kernel_device: Backend) -> None:
+    """NumPy and CuPy have bfloat16 through ml_dtypes."""
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes, which gives NumPy bfloat16, is not installed")
+    a, b = (rng.standard_normal(s).astype(ml_dtypes.bfloat16) for s in ((40, 72), (72, 24)))
+    with gn.kernels("force"):
+        y = gn.asarray(a, device=kernel_device.name) @ gn.asarray(b, device=kernel_device.name)
+    assert y.dtype == a.dtype
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    np.testing.assert_allclose(y.cpu().numpy().astype(np.float64), exact, rtol=2**-8, atol=1e-4)
