@@ -158,8 +158,8 @@ struct Place {
 
 // The threads of a block, and how many of these a processor is to hold at once: threads get 128 registers each, those
 // that compute in double 255.
-constexpr int simt_threads(int bm, int bn, int wm, int wn) { return bm / wm * (bn / wn) * 32; }
-constexpr int simt_blocks(int itemsize, int threads) { return (itemsize == 8 ? 256 : 512) / threads; }
+DEVICE constexpr int simt_threads(int bm, int bn, int wm, int wn) { return bm / wm * (bn / wn) * 32; }
+DEVICE constexpr int simt_blocks(int itemsize, int threads) { return (itemsize == 8 ? 256 : 512) / threads; }
 
 // K_MAJOR and MN_MAJOR with VECTOR > 1 need the addresses of A and B, their strides (the batch's too), their lengths
 // along the axis of adjacent elements, and split_k to be multiples of VECTOR elements.
