@@ -30,7 +30,7 @@ DERIVATIVE = 5
 _POINTERS = Struct("7P")
 _CONSTANTS = Struct("9q10q2d8i")
 
-_MOST = 2**31 - 1  # kernels count rows, columns and tiles in 32 bits; offsets have 64
+_MOST = 2**31 - 257  # kernels count rows and columns in 32 bits, up to a tile beyond the last; offsets have 64
 _MOST_Y = 65535  # the most blocks along a grid's second axis; a kernel's blocks take several products each, if need be
 
 
@@ -213,11 +213,13 @@ _SIMT_TILES = {
     "half": ((64, 64, 32, 32), (32, 32, 32, 16)),
     "bfloat16": ((64, 64, 32, 32), (32, 32, 32, 16)),
 }
+# The tile in a tile's place where elements are loaded one by one, which takes more registers.
+_SINGLY = {(128, 128, 64, 32): (128, 64, 32, 32)}
 _WIDTHS = {"double": 2, "float": 4, "tf32": 4, "half": 8, "bfloat16": 8}  # elements in 16 bytes
 
 
 def _simt_choice(number: str, tile: tuple[int, int, int, int], layouts: tuple[str, str], vector: int) -> Choice:
-    m, n, warp_m, warp_n = tile
+    m, n, warp_m, warp_n = tile if vector > 1 else _SINGLY.get(tile, tile)
     k = 2 * max(_WIDTHS[number], 4)
     threads = m // warp_m * (n // warp_n) * 32
     arguments = ", ".join(map(str, (number, m, n, k, warp_m, warp_n, *layouts, vector)))
