@@ -1,5 +1,6 @@
 // Instructions of compute capability 9.0 (sm_90a): barriers in shared memory, bulk copies of boxes of an array (TMA),
-// and products of matrices in shared memory by a group of 128 threads (wgmma). Sections are those of the PTX ISA 8.7.
+// and products of matrices in shared memory by a group of 128 threads (wgmma). Sections of the PTX ISA manual are cited
+// by title, as their numbers change between its versions.
 //
 // Each function is one instruction, with the code that stands in for it on the host beside it (GN_EMULATED). What the
 // hardware does in its own time, a copy or a product, the stand-ins do either at once or as late as possible
@@ -187,7 +188,7 @@ GN_UNCHECKED inline void copy(void* to, const EmulatedTensorMap& array, Barrier*
 }  // namespace gn
 #endif
 
-// --- barriers (9.7.13.15, mbarrier) ----------------------------------------------------------------------------------
+// --- barriers ("mbarrier") -------------------------------------------------------------------------------------------
 
 // Called by one thread, before any other uses the barrier; then fence_barriers and __syncthreads. A phase completes
 // after `count` arrivals.
@@ -199,14 +200,14 @@ DEVICE void mbarrier_init(Barrier* barrier, unsigned count) {
 #endif
 }
 
-// Makes the barriers that this thread initialised known to the copy engine. (9.7.13.4, membar/fence)
+// Makes the barriers that this thread initialised known to the copy engine. ("membar/fence")
 DEVICE void fence_barriers() {
 #ifndef GN_EMULATED
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }
 
-// Makes what this thread stored in shared memory known to the copy engine and to wgmma. (9.7.13.4, membar/fence)
+// Makes what this thread stored in shared memory known to the copy engine and to wgmma. ("membar/fence")
 DEVICE void fence_stores() {
 #ifndef GN_EMULATED
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -252,8 +253,7 @@ DEVICE void mbarrier_wait(Barrier* barrier, unsigned parity) {
 #endif
 }
 
-// Meets `count` threads, a multiple of 32, at hardware barrier `id`: 1 to 15, 0 being __syncthreads (9.7.13.1,
-// barrier).
+// Meets `count` threads, a multiple of 32, at hardware barrier `id`, 1 to 15. ("barrier")
 DEVICE void named_barrier(int id, int count) {
 #ifdef GN_EMULATED
     gn::named_barrier(id, count);
@@ -262,9 +262,9 @@ DEVICE void named_barrier(int id, int count) {
 #endif
 }
 
-// --- bulk copies (9.7.9.27, cp.async.bulk.tensor) --------------------------------------------------------------------
+// --- bulk copies ("cp.async.bulk.tensor") -------------------------------------------------------------------------------
 
-// Fetches the description itself, ahead of the first copy (prefetch.tensormap, 9.7.9.15).
+// Fetches the description itself, ahead of the first copy ("prefetch").
 DEVICE void prefetch(const TensorMap& map) {
 #ifndef GN_EMULATED
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
@@ -314,7 +314,7 @@ DEVICE void tma_load(void* to, const TensorMap& map, Barrier* barrier, int c0, i
 
 // --- roles -----------------------------------------------------------------------------------------------------------
 
-// True for one thread of the warp, always the same (9.7.13.16, elect.sync). All 32 call it together.
+// True for one thread of the warp, always the same ("elect.sync"). All 32 call it together.
 DEVICE bool elect() {
 #ifdef GN_EMULATED
     return gn::lane() == 0;
@@ -331,7 +331,7 @@ DEVICE bool elect() {
 #endif
 }
 
-// Gives registers back, or waits for as many as each of a warpgroup's threads may then use (9.7.19.5, setmaxnreg). All
+// Gives registers back, or waits for as many as each of a warpgroup's threads may then use ("setmaxnreg"). All
 // of them call it together. What the warpgroups of a block hold cannot exceed what it was launched with.
 template <int REGISTERS>
 DEVICE void release_registers() {
@@ -349,7 +349,7 @@ DEVICE void claim_registers() {
 #endif
 }
 
-// --- products by a warpgroup: four warps, the first one's number a multiple of four (9.7.15, wgmma) ------------------
+// --- products by a warpgroup: four warps, the first one's number a multiple of four ("wgmma.mma_async") --------------
 //
 // D (64, N) += A (64, K) B (K, N), where a row of K is 32 bytes: K = 16 for half and bfloat16, 8 for TF32. A and B lie
 // in shared memory with the 128-byte swizzle that tma_load makes. Thread t of the warpgroup holds of D, for each group
@@ -364,7 +364,7 @@ DEVICE void claim_registers() {
 //     MN_MAJOR    row k at k * 128 bytes, the next 64 of M or N `block` bytes further on; the next instruction's part
 //                 of K is 16 rows, 2048 bytes further on
 
-// Says where an operand is and how it lies (matrix descriptor, 9.7.15.5.1): its address, the distance of its blocks of
+// Says where an operand is and how it lies ("Matrix Descriptor Format"): its address, the distance of its blocks of
 // 64 along M or N (K_MAJOR has none), that of its groups of eight rows, and the 128-byte swizzle. Distances are in
 // units of 16 bytes. To move on by some bytes, add a sixteenth of them.
 DEVICE unsigned long long matrix_in_shared(const void* p, int block = 16) {
@@ -463,7 +463,7 @@ inline void complete(int but) {
 }  // namespace gn
 #endif
 
-// Orders the products that follow after what was done to the registers of D before. (9.7.15.7.1)
+// Orders the products that follow after what was done to the registers of D before. ("wgmma.fence")
 DEVICE void wgmma_fence() {
 #ifdef GN_EMULATED
     gn::per_thread<gn::Products>().fenced = true;
@@ -472,7 +472,7 @@ DEVICE void wgmma_fence() {
 #endif
 }
 
-// Makes a group of the products since the last commit. (9.7.15.7.2)
+// Makes a group of the products since the last commit. ("wgmma.commit_group")
 DEVICE void wgmma_commit() {
 #ifdef GN_EMULATED
     gn::commit();
@@ -482,7 +482,7 @@ DEVICE void wgmma_commit() {
 }
 
 // Waits until all groups but the last `BUT` are complete: until then D must not be touched, and A and B must stay.
-// (9.7.15.7.3)
+// ("wgmma.wait_group")
 template <int BUT>
 DEVICE void wgmma_wait() {
 #ifdef GN_EMULATED
@@ -534,7 +534,7 @@ constexpr bool IS_SAME = false;
 template <class T>
 constexpr bool IS_SAME<T, T> = true;
 
-// Issues a product; wgmma_fence comes before the first, wgmma_commit and wgmma_wait after the last. (9.7.15.5.2)
+// Issues a product; wgmma_fence comes before the first, wgmma_commit and wgmma_wait after the last. ("wgmma.mma_async")
 // T is half, bfloat16 or tf32, of which the hardware reads the upper 19 bits.
 template <class T, int N, bool A_MN_MAJOR = false, bool B_MN_MAJOR = false>
 DEVICE void wgmma(float (&d)[N / 2], unsigned long long matrix_a, unsigned long long matrix_b, bool accumulate) {
