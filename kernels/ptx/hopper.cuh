@@ -262,7 +262,7 @@ DEVICE void named_barrier(int id, int count) {
 #endif
 }
 
-// --- bulk copies ("cp.async.bulk.tensor") -------------------------------------------------------------------------------
+// --- bulk copies ("cp.async.bulk.tensor") ----------------------------------------------------------------------------
 
 // Fetches the description itself, ahead of the first copy ("prefetch").
 DEVICE void prefetch(const TensorMap& map) {
