@@ -336,7 +336,7 @@ def _wgmma_choice(number: str, tile: tuple[int, int, int], layouts: tuple[str, s
         shared=stages * (m + n) * 128 + m // 64 * 16384 + 16 * stages,  # the ring, the epilogue's strips, barriers
         requires="sm_90a",
         registers=168 if m == 128 else 128,
-        instructions=("HGMMA", "UTMALDG", *(("USETMAXREG",) if m == 128 else ())),
+        instructions=("HGMMA", "UTMALDG", "USETMAXREG"),
     )
     return Choice(f"wgmma {m}x{n}", variant, m, n, 128 * _WIDTHS[number] // 16, persistent=1 if m == 128 else 2)
 

@@ -6,7 +6,7 @@
 // hardware does in its own time, a copy or a product, the stand-ins do either at once or as late as possible
 // (gn::late): a wait that is missing gives wrong numbers in at least one of the two, and thread sanitizer names it.
 #pragma once
-#include "numeric.cuh"
+#include "ptx/shared.cuh"
 
 // An array as the copy engine knows it: opaque, made by Launcher.tensor_map, passed as a __grid_constant__ parameter.
 // Elements of 4 bytes are floats that are rounded to TF32 (to nearest, ties to even) as they are copied.
@@ -24,14 +24,6 @@ static_assert(sizeof(TensorMap) == 128, "the size that the driver's cuTensorMapE
 struct Barrier {
     unsigned long long word;
 };
-
-DEVICE unsigned shared_address(const void* p) {
-#ifdef GN_EMULATED
-    return gn::shared_address(p);
-#else
-    return static_cast<unsigned>(__cvta_generic_to_shared(p));
-#endif
-}
 
 #ifdef GN_EMULATED
 namespace gn {

@@ -1,18 +1,8 @@
 // The instructions of tensor-core kernels for compute capability 7.5 and up: cp.async, ldmatrix, mma.sync, and rounding
 // to TF32. Each has one wrapper, and beside it a host twin for the emulator with the same layout of registers over the
 // threads of a warp. Sections of the PTX ISA manual are cited by title, as their numbers change between its versions.
-//
-// A shared address is a 32-bit address in the shared state space.
 #pragma once
-#include "numeric.cuh"
-
-DEVICE unsigned shared_address(const void* p) {
-#ifdef GN_EMULATED
-    return gn::shared_address(p);
-#else
-    return static_cast<unsigned>(__cvta_generic_to_shared(p));
-#endif
-}
+#include "ptx/shared.cuh"
 
 // x, by no instruction: but the compiler cannot know that it is. What depends on it is computed where that is written,
 // and not before an outer loop, to be kept in registers all through the inner one.
