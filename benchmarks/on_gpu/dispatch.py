@@ -17,7 +17,7 @@ _all_choices = gemm.choices
 
 def problem_of(launcher: Any, a: Any, b: Any) -> gemm.Problem:
     """The product of two arrays as kernels see it."""
-    problem = gemm._problem(a, b, (launcher.pointer(a), launcher.pointer(b)))
+    problem = gemm.make_problem(a, b, (launcher.pointer(a), launcher.pointer(b)))
     assert problem is not None
     return problem
 
@@ -45,7 +45,7 @@ def load(file: Path = TABLE) -> dict[str, Any]:
 def use(table: dict[str, Any]) -> None:
     """Let gpunet choose by this table from now on."""
     gemm._table = lambda: table["architectures"]  # type: ignore[assignment]
-    gemm._rates.cache_clear()
+    gemm.rates_of.cache_clear()
     gemm._plans.clear()
 
 

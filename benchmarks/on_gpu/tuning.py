@@ -241,8 +241,8 @@ def _write(run: Run) -> None:
     ]
     resident = resident_blocks(machine, [(s.problem.compute, s.choice) for s in samples])
     bandwidth = _bandwidth(machine, 1 << 28 if machine.is_real else 1 << 16)
-    launch = min((s.seconds for s in samples), default=gemm._rates(architecture)["launch"])
-    prior = {**gemm._rates(architecture), "bandwidth": float(f"{bandwidth:.4g}"), "launch": float(f"{launch:.3g}")}
+    launch = min((s.seconds for s in samples), default=gemm.rates_of(architecture)["launch"])
+    prior = {**gemm.rates_of(architecture), "bandwidth": float(f"{bandwidth:.4g}"), "launch": float(f"{launch:.3g}")}
     prior["rates"] = _with_all_tiles(prior["rates"], samples)
     table = fit(samples, {**prior, "best": {}}, processors, resident)
     before, after = [], []

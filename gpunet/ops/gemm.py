@@ -99,7 +99,7 @@ def _layout(k_stride: int, mn_stride: int) -> str:
 _ITEMSIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def _problem(a: Any, b: Any, addresses: tuple[int, int]) -> Problem | None:
+def make_problem(a: Any, b: Any, addresses: tuple[int, int]) -> Problem | None:
     """The product of a (..., M, K) and b (..., K, N), or None where the kernels cannot address them."""
     dtype = a.dtype.name
     itemsize = _ITEMSIZES.get(dtype)
@@ -445,7 +445,7 @@ def _table() -> dict[str, Any]:
 
 
 @cache
-def _rates(architecture: str) -> dict[str, Any]:
+def rates_of(architecture: str) -> dict[str, Any]:
     """What gemm.json knows of the architecture, or else of the nearest one below it."""
     table = _table()
     if architecture in table:
@@ -464,7 +464,7 @@ def bucket(problem: Problem) -> str:
 
 def choices(problem: Problem, architecture: str, processors: int) -> list[Choice]:
     """The ways to compute a problem on an architecture with this many multiprocessors, the quickest first."""
-    rates = _rates(architecture)
+    rates = rates_of(architecture)
     found = [
         choice._replace(splits=splits)
         for choice in kernels(problem, architecture)
@@ -645,14 +645,14 @@ def run(
 def make_plan(launcher: Launcher, a: Any, b: Any, addresses: tuple[int, int], epilogue: Epilogue) -> Plan | None:
     """The plan for a product of these arrays, by the quickest of its choices."""
     shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
-    problem = _problem(a, b, addresses)
+    problem = make_problem(a, b, addresses)
     if problem is None:
         return None
     if 0 in shape:
         return Plan(shape, (), 0, "")
     choice = choices(problem, launcher.architecture, launcher.processors)[0]
     plan = plan_of(shape, problem, choice, epilogue, launcher.processors)
-    best = _rates(launcher.architecture)["best"].get(bucket(problem))
+    best = rates_of(launcher.architecture)["best"].get(bucket(problem))
     return plan._replace(library=best == "library" and epilogue == Epilogue())
 
 

@@ -39,7 +39,7 @@ def own_table() -> Iterator[None]:
     table, choices = gemm._table, gemm.choices
     yield
     gemm._table, gemm.choices = table, choices
-    gemm._rates.cache_clear()
+    gemm.rates_of.cache_clear()
     gemm._plans.clear()
 
 
@@ -172,7 +172,7 @@ def problem_of(m: int, n: int, k: int) -> gemm.Problem:
 
 def test_the_fit_finds_the_numbers_that_times_were_made_with() -> None:
     processors = 132
-    prior = {**gemm._rates("sm_80"), "best": {}}
+    prior = {**gemm.rates_of("sm_80"), "best": {}}
     truth = {
         **prior,
         "ramp": 8,
@@ -195,7 +195,7 @@ def test_the_fit_finds_the_numbers_that_times_were_made_with() -> None:
 
 
 def test_tiles_that_were_not_measured_keep_their_proportion() -> None:
-    prior = {**gemm._rates("sm_80"), "best": {}}
+    prior = {**gemm.rates_of("sm_80"), "best": {}}
     problem = problem_of(4096, 4096, 4096)
     choice = next(c for c in gemm.choices(problem, "sm_80", 100) if c.tile == "simt 128x128")
     sample = tuning.Sample(problem, choice, 4 * gemm.predict(problem, choice, 100, prior))

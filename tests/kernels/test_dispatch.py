@@ -95,7 +95,7 @@ def test_offsets_beyond_32_bits(dtype: Any, adjacent: str, kernel_device: Backen
     a = sparse if adjacent == "k" else sparse.T
     b = rng.standard_normal((a.shape[1], 8)).astype(dtype)
     launcher = kernel_device.launcher("matmul")  # type: ignore[misc]
-    problem = gemm._problem(a, b, (a.ctypes.data & ~15, b.ctypes.data & ~15))
+    problem = gemm.make_problem(a, b, (a.ctypes.data & ~15, b.ctypes.data & ~15))
     assert problem is not None
     for choice in gemm.kernels(problem, launcher.architecture):
         addresses = a.ctypes.data, b.ctypes.data

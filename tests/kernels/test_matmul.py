@@ -78,7 +78,7 @@ def problem_of(case: Case, a: Any, b: Any, backend: Backend) -> gemm.Problem:
     pointer = backend.launcher("matmul").pointer  # type: ignore[misc]
     gn.set_float32_precision("high" if case.compute == "tf32" else "highest")
     try:
-        problem = gemm._problem(a, b, (pointer(a), pointer(b)))
+        problem = gemm.make_problem(a, b, (pointer(a), pointer(b)))
     finally:
         gn.set_float32_precision("highest")
     assert problem is not None and problem.compute == case.compute

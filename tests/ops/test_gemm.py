@@ -259,7 +259,7 @@ def test_what_the_table_names_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = "float32 K_MAJOR MN_MAJOR 64x64x64"
     launcher = NumpyLauncher()
 
-    best = gemm._rates(launcher.architecture)["best"]
+    best = gemm.rates_of(launcher.architecture)["best"]
     monkeypatch.setitem(best, entry, "simt 128x128 / 1")
     gemm.multiply(launcher, a, b)
     assert launcher.log == ["matmul_simt<float, 128, 128, 8, 64, 32, K_MAJOR, MN_MAJOR, 4>"]
