@@ -53,12 +53,14 @@ def _is_plain(module: Module) -> bool:
 
 
 def _activation(module: Module) -> str | None:
+    """What `feed_forward` calls the module's function; None if it has no name for it, or the module is set up wrong."""
     if type(module) is GELU:
-        return "gelu_tanh" if module.approximate == "tanh" else "gelu"
+        return _GELUS.get(module.approximate)
     return _NAMES.get(type(module))
 
 
 _NAMES: dict[type, str] = {ReLU: "relu", SiLU: "silu"}
+_GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
 
 
 def _fits(layer: Linear, width: int, x: Tensor) -> bool:

@@ -346,8 +346,7 @@ def _wgmma(problem: Problem, architecture: str) -> Iterator[Choice]:
     if number in ("double", "float") or (number == "tf32" and layouts != ("K_MAJOR", "K_MAJOR")):
         return
     # The copy engine takes no matrix without elements, and no strides that are zero, negative or unaligned.
-    strides = [max(problem.a.row, problem.a.col), max(problem.b.row, problem.b.col)]
-    strides += [min(problem.a.row, problem.a.col), min(problem.b.row, problem.b.col)]
+    strides = (problem.a.row, problem.a.col, problem.b.row, problem.b.col)
     batch = [s for axis in problem.batch[-2:] for s in (axis.a, axis.b)]
     if (
         "STRIDED" in layouts
@@ -463,13 +462,13 @@ def bucket(problem: Problem) -> str:
 
 
 def choices(problem: Problem, architecture: str, processors: int) -> list[Choice]:
-    """The ways to compute a problem on an architecture with this many multiprocessors, the quickest first."""
+    """The ways to compute a problem on an architecture with this many multiprocessors, the quickest first; none where
+    the kernels do not run."""
+    whole = kernels(problem, architecture)
+    if not whole:
+        return []
     rates = rates_of(architecture)
-    found = [
-        choice._replace(splits=splits)
-        for choice in kernels(problem, architecture)
-        for splits in _splits(problem, choice, processors)
-    ]
+    found = [choice._replace(splits=splits) for choice in whole for splits in _splits(problem, choice, processors)]
     best = rates["best"].get(bucket(problem))
     return sorted(found, key=lambda c: (f"{c.tile} / {c.splits}" != best, predict(problem, c, processors, rates)))
 
@@ -593,8 +592,9 @@ def multiply(
         out: where the result goes: its shape, C-contiguous. A new array if None.
 
     Returns:
-        (..., M, N), or NotImplemented where no kernel applies: another dtype, axes of more than 2^31 - 1 elements,
-        strides that are no multiples of the element, or where gemm.json says that the array library is quicker.
+        (..., M, N), or NotImplemented where no kernel applies (another dtype, axes of more than 2^31 - 257 elements,
+        strides that are no multiples of the element, a GPU before Volta), or where gemm.json says that the array
+        library is quicker.
     """
     addresses = (launcher.pointer(a), launcher.pointer(b))
     epilogue = Epilogue(
@@ -650,8 +650,10 @@ def make_plan(launcher: Launcher, a: Any, b: Any, addresses: tuple[int, int], ep
         return None
     if 0 in shape:
         return Plan(shape, (), 0, "")
-    choice = choices(problem, launcher.architecture, launcher.processors)[0]
-    plan = plan_of(shape, problem, choice, epilogue, launcher.processors)
+    found = choices(problem, launcher.architecture, launcher.processors)
+    if not found:
+        return None
+    plan = plan_of(shape, problem, found[0], epilogue, launcher.processors)
     best = rates_of(launcher.architecture)["best"].get(bucket(problem))
     return plan._replace(library=best == "library" and epilogue == Epilogue())
 

@@ -5,10 +5,9 @@ python -m tests.kernels.sanitized
 
 from __future__ import annotations
 
-import numpy as np
-
+from gpunet.backends import Device, get_backend
 from gpunet.backends.emulated import emulation, prebuild
-from tests.kernels.test_matmul import Case, check, choices, operand
+from tests.kernels.test_matmul import Case, check, choices, operands
 
 # Sizes that leave ragged edges along each axis, and a second step or round of the ring along K.
 CASES = [
@@ -27,14 +26,10 @@ TILES = {"simt 32x32", "mma 64x64", "wgmma 64x64", "vector"}
 
 
 def main() -> None:
-    from gpunet.backends import Device, get_backend
-
     backend = get_backend(Device("emulated"))
-    rng = np.random.default_rng(0)
     work = []
     for case in CASES:
-        a = operand(rng, backend, case.dtype, case.a_layout, case.m, case.k)
-        b = operand(rng, backend, case.dtype, case.b_layout, case.n, case.k).T
+        a, b = operands(case, backend)
         work += [(case, c, a, b) for c in choices(case, a, b, backend, "sm_90a") if c.tile in TILES]
     prebuild([choice.variant for _, choice, _, _ in work])
     for case, choice, a, b in work:

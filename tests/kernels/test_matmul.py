@@ -67,6 +67,14 @@ def operand(rng: np.random.Generator, backend: Backend, dtype: np.dtype, layout:
     return {"K_MAJOR": on_device, "MN_MAJOR": on_device.T, "STRIDED": on_device[::2, ::3]}[layout]
 
 
+def operands(case: Case, backend: Backend) -> tuple[Any, Any]:
+    """A (M, K) and B (K, N) of a case, on the device."""
+    rng = np.random.default_rng(case.k)
+    a = operand(rng, backend, case.dtype, case.a_layout, case.m, case.k)
+    b = operand(rng, backend, case.dtype, case.b_layout, case.n, case.k).T
+    return a, b
+
+
 def choices(case: Case, a: Any, b: Any, backend: Backend, architecture: str) -> list[gemm.Choice]:
     """All kernels that take the case, whole and with the sum split in two."""
     problem = problem_of(case, a, b, backend)
@@ -96,7 +104,7 @@ def built(kernel_device: Backend) -> None:
         prebuild((variant for variant in all_variants() if variant.requires == "sm_75"), "sm_75")
 
 
-def check(case: Case, choice: gemm.Choice, a: Any, b: Any, backend: Backend, **order: Any) -> np.ndarray:
+def check(case: Case, choice: gemm.Choice, a: Any, b: Any, backend: Backend) -> np.ndarray:
     launcher = backend.launcher("matmul")  # type: ignore[misc]
     problem = problem_of(case, a, b, backend)
     plan = gemm.plan_of((case.m, case.n), problem, choice, gemm.Epilogue(), launcher.processors)
@@ -113,9 +121,7 @@ def check(case: Case, choice: gemm.Choice, a: Any, b: Any, backend: Backend, **o
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_every_kernel(case: Case, kernel_device: Backend) -> None:
-    rng = np.random.default_rng(case.k)
-    a = operand(rng, kernel_device, case.dtype, case.a_layout, case.m, case.k)
-    b = operand(rng, kernel_device, case.dtype, case.b_layout, case.n, case.k).T
+    a, b = operands(case, kernel_device)
     launcher = kernel_device.launcher("matmul")  # type: ignore[misc]
     for choice in choices(case, a, b, kernel_device, launcher.architecture):
         check(case, choice, a, b, kernel_device)
@@ -128,9 +134,7 @@ def test_every_kernel_of_turing(case: Case, kernel_device: Backend) -> None:
     """Whose tensor cores have other instructions, and no asynchronous copies."""
     if kernel_device.name != "emulated":
         pytest.skip("a GPU has the architecture that it has")
-    rng = np.random.default_rng(case.k)
-    a = operand(rng, kernel_device, case.dtype, case.a_layout, case.m, case.k)
-    b = operand(rng, kernel_device, case.dtype, case.b_layout, case.n, case.k).T
+    a, b = operands(case, kernel_device)
     with emulation(architecture="sm_75"):
         for choice in choices(case, a, b, kernel_device, "sm_75"):
             if choice.variant.requires == "sm_75":
@@ -139,11 +143,9 @@ def test_every_kernel_of_turing(case: Case, kernel_device: Backend) -> None:
 
 def test_every_kernel_is_tested(kernel_device: Backend) -> None:
     """The cases reach every variant that there is."""
-    rng = np.random.default_rng(0)
     reached: set[Variant] = set()
     for case in CASES:
-        a = operand(rng, kernel_device, case.dtype, case.a_layout, case.m, case.k)
-        b = operand(rng, kernel_device, case.dtype, case.b_layout, case.n, case.k).T
+        a, b = operands(case, kernel_device)
         for architecture in ARCHITECTURES:
             reached.update(c.variant for c in choices(case, a, b, kernel_device, architecture))
     assert {v.expression for v in all_variants() if v.file != "matmul_reduce"} - {
@@ -155,9 +157,7 @@ def test_every_kernel_is_tested(kernel_device: Backend) -> None:
 def test_the_order_of_threads_makes_no_difference(case: Case, kernel_device: Backend) -> None:
     if kernel_device.name != "emulated":
         pytest.skip("a GPU's threads run in the order they like")
-    rng = np.random.default_rng(case.k)
-    a = operand(rng, kernel_device, case.dtype, case.a_layout, case.m, case.k)
-    b = operand(rng, kernel_device, case.dtype, case.b_layout, case.n, case.k).T
+    a, b = operands(case, kernel_device)
     for choice in choices(case, a, b, kernel_device, "sm_90a"):
         results = []
         for order, late in (("forward", False), ("reverse", True), ("random", True), ("random", False)):

@@ -71,3 +71,9 @@ def test_hooks_see_each_layer_and_change_nothing(kernel_device: Backend) -> None
     one_by_one = model(x).detach().cpu().numpy()
     assert [shape[-1] for shape in seen] == [40, 40, 30, 30, 10]
     np.testing.assert_allclose(fused, one_by_one, rtol=1e-5, atol=1e-6)
+
+
+def test_an_activation_that_is_set_up_wrong_is_an_error_here_too(kernel_device: Backend) -> None:
+    model = network(nn.GELU("tangent")).to(kernel_device.name)
+    with pytest.raises(ValueError, match=r"""gelu: approximate must be "none" or "tanh", got 'tangent'"""):
+        model(gn.asarray(IMAGES, device=kernel_device.name))

@@ -236,6 +236,8 @@ def test_what_kernels_cannot_do_is_declined() -> None:
     assert gemm.multiply(launcher, records, np.ones((3, 3))) is NotImplemented
     long = np.broadcast_to(np.ones((1, 1)), (2**31, 1))
     assert gemm.multiply(launcher, long.T, long) is NotImplemented
+    launcher.architecture = "sm_61"  # before Volta
+    assert gemm.multiply(launcher, np.ones((3, 3)), np.ones((3, 3))) is NotImplemented
 
 
 def test_float32_precision_chooses_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
