@@ -21,6 +21,7 @@ class Backend:
         array_type: the class of its arrays.
         launcher: called with a kernel's name, returns what a kernel candidate of an op calls to launch it; None where
             the device has no kernels.
+        platform: which of an op's kernel candidates are this backend's: "cuda" or "cpu".
         workspace: bytes that an op's scratch array may well take; on a CPU, what its cache holds.
     """
 
@@ -28,6 +29,7 @@ class Backend:
     xp: Any
     array_type: type
     launcher: Callable[[str], Any] | None = None
+    platform: str = "cuda"
     workspace: int = 2 << 20
 
     def devices(self) -> list[str]:

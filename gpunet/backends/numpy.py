@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpunet.backends import threads
+from gpunet.backends import memory, native, threads
 from gpunet.backends.base import Backend
 from gpunet.backends.device import Device
 
@@ -56,6 +56,14 @@ class NumpyBackend(Backend):
     name = "cpu"
     xp = _namespace()
     array_type = np.ndarray
+    platform = "cpu"
+
+    def __init__(self) -> None:
+        memory.keep()
+
+    def launcher(self, name: str) -> native.Library:
+        """The functions of kernels/cpu/NAME.cpp."""
+        return native.library(name)
 
     def owns(self, kind: type) -> bool:
         return issubclass(kind, (np.ndarray, np.generic))

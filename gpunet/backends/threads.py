@@ -22,6 +22,8 @@ import numpy as np
 
 # Products of fewer multiplications than this are quicker on one thread than distributed.
 _LARGE = 8_000_000
+# Elementwise work on fewer numbers than this, likewise.
+_SPREAD = 200_000
 # From about here on, OpenBLAS would use several threads.
 _MULTITHREADED = 200_000
 
@@ -185,6 +187,21 @@ def spread(work: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> list[A
 
     threads.run([partial(part, i) for i in range(len(shares))])
     return results
+
+
+def split(n: int, work: Callable[[int, int], Any], elements: int) -> None:
+    """Call `work(start, stop)` for ranges that together cover range(n), on several threads if that is quicker.
+
+    Args:
+        n: how many units of work there are.
+        work: must not depend on where the ranges are cut, for the results to be the same with any number of threads.
+        elements: about how many numbers are read and written altogether.
+    """
+    threads = None if elements < _SPREAD or n < 2 or _in_worker.value else pool()
+    if threads is None or threads.size == 1:
+        work(0, n)
+    else:
+        threads.run([partial(work, s.start, s.stop) for s in _cut(n, threads.size)])
 
 
 def _cut(n: int, parts: int) -> list[slice]:

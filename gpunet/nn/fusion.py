@@ -24,7 +24,8 @@ def feed_forward_end(modules: Sequence[Module], start: int, x: Any) -> int:
     """
     if type(modules[start]) is not Linear or not isinstance(x, Tensor) or not x.ndim:
         return start
-    if backend_of_type(type(x.data)).launcher is None:
+    backend = backend_of_type(type(x.data))
+    if backend.launcher is None or backend.platform != "cuda":
         return start  # where products have no epilogues, nothing is saved
     end, name, width = start, None, x.shape[-1]
     for i in range(start, len(modules), 2):

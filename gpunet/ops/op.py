@@ -39,8 +39,9 @@ class Traced:
 
 
 class Kernel(NamedTuple):
-    """A kernel candidate: `launch` is used where `when` holds."""
+    """A kernel candidate of backends of a platform: `launch` is used where `when` holds."""
 
+    platform: str
     name: str
     when: Callable[..., bool]
     launch: Callable[..., Any]
@@ -160,16 +161,17 @@ class Op:
         return derivative
 
     def kernel(
-        self, name: str, *, when: Callable[..., bool] = lambda *args, **params: True
+        self, name: str, *, platform: str = "cuda", when: Callable[..., bool] = lambda *args, **params: True
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Declare a kernel candidate: `launch(launcher(name), *arrays, **params)`, used where `when(*arrays, **params)`
         is true, unless it returns NotImplemented.
 
-        Candidates are tried in the order of their declaration.
+        Candidates are tried in the order of their declaration. On the platform "cpu", launcher(name) holds the
+        functions of kernels/cpu/NAME.cpp.
         """
 
         def declare(launch: Callable[..., Any]) -> Callable[..., Any]:
-            self.kernels.append(Kernel(name, when, launch))
+            self.kernels.append(Kernel(platform, name, when, launch))
             self.implementations.clear()
             return launch
 
@@ -189,15 +191,22 @@ class Op:
         reference = getattr(backend.xp, self.name) if self.direct else partial(self.reference, backend.xp)
         reference = backend.implement(reference)
         launcher = backend.launcher
-        if launcher is None or not self.kernels:
+        kernels = [k for k in self.kernels if k.platform == backend.platform]
+        if launcher is None or not kernels:
             return reference
-        candidates = [(k.when, backend.implement(partial(k.launch, launcher(k.name)))) for k in self.kernels]
+        candidates = []
+        for kernel in kernels:
+            functions = launcher(kernel.name)
+            usable = getattr(functions, "usable", _always)
+            candidates.append((kernel.when, usable, backend.implement(partial(kernel.launch, functions))))
 
         def dispatch(*args: Any, **params: Any) -> Any:
             if _mode.kernels != "off":
-                for when, launch in candidates:
-                    if when(*args, **self.defaults | params):
-                        y = launch(*args, **self.defaults | params)
+                if self.defaults:
+                    params = self.defaults | params
+                for when, usable, launch in candidates:
+                    if when(*args, **params) and usable():
+                        y = launch(*args, **params)
                         if y is not NotImplemented:
                             return y
                 if _mode.kernels == "force":
@@ -220,6 +229,10 @@ class Op:
 
     def __repr__(self) -> str:
         return f"<op {self.name}{self.__signature__}>"
+
+
+def _always() -> bool:
+    return True
 
 
 def _has_default(parameter: inspect.Parameter) -> bool:

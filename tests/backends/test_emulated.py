@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import gpunet as gn
-from gpunet.backends import Device, get_backend
+from gpunet.backends import Device, get_backend, host_compiler
 from gpunet.backends.emulated import EmulatedArray, EmulatedLauncher, compiler, emulation, prebuild
 from gpunet.backends.kernel import Variant
 from gpunet.errors import DeviceError, KernelError
@@ -325,7 +325,7 @@ def test_errors_of_the_compiler_are_short(tmp_path: Path) -> None:
     with emulation(folder=tmp_path), pytest.raises(KernelError) as error:
         LAUNCHER.launch(Variant("wrong", "wrong", 1), (1, 1, 1), b"12345678")
     first, where, line = str(error.value).splitlines()
-    assert "wrong.cu: wrong does not compile for the emulated device" in first
+    assert "wrong.cu: wrong, for the emulated device, does not compile" in first
     assert where.startswith("  wrong.cu:2: ") and "missing" in where and line == "    y[0] = missing;"
 
 
@@ -340,19 +340,19 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, fresh_compiler: Non
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(DeviceError, match=r'device "emulated" needs a C\+\+ compiler, .*: install g\+\+'):
-        compiler.find_compiler()
+        compiler.require_compiler()
 
 
 def test_a_named_compiler_comes_first(monkeypatch: pytest.MonkeyPatch, fresh_compiler: None) -> None:
     monkeypatch.setenv("CXX", "g++ -DNAMED")
-    assert compiler.find_compiler().command == ("g++", "-DNAMED")
+    assert compiler.require_compiler().command == ("g++", "-DNAMED")
 
 
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
-    compiler.find_compiler.cache_clear()
+    host_compiler.find_compiler.cache_clear()
     yield
-    compiler.find_compiler.cache_clear()
+    host_compiler.find_compiler.cache_clear()
 
 
 def test_a_sanitizer_needs_its_runtime(monkeypatch: pytest.MonkeyPatch) -> None:

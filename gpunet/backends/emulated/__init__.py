@@ -21,7 +21,7 @@ import numpy as np
 from gpunet.backends.base import Backend
 from gpunet.backends.device import Device
 from gpunet.backends.emulated.arrays import EmulatedArray, empty, namespace, wrap
-from gpunet.backends.emulated.compiler import find_compiler, prebuild
+from gpunet.backends.emulated.compiler import prebuild, require_compiler
 from gpunet.backends.emulated.launcher import EmulatedLauncher, emulation
 from gpunet.errors import DeviceError
 
@@ -41,7 +41,7 @@ class EmulatedBackend(Backend):
     array_type = EmulatedArray
 
     def __init__(self) -> None:
-        find_compiler()
+        require_compiler()
         self.xp = namespace()
         self._launcher = EmulatedLauncher()
 

@@ -11,17 +11,15 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import re
-import shlex
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from gpunet.backends import kernel_folder, sources
 from gpunet.backends.cache import Cache
+from gpunet.backends.host_compiler import Compiler, compile_host, find_compiler
 from gpunet.backends.kernel import Variant, capability
 from gpunet.errors import DeviceError, KernelError
 
@@ -56,44 +54,25 @@ _ENTRY = """extern "C" __attribute__((visibility("default"))) int gn_entry_{numb
 _MOST = 8  # kernels in a library: each costs half as much there as alone, but libraries are compiled side by side
 
 
-class Compiler(NamedTuple):
-    """A C++ compiler.
-
-    Attributes:
-        command: what starts it.
-        identity: a text that changes with its version and with the CPU that it compiles for.
-        flags: those that only it understands.
-    """
-
-    command: tuple[str, ...]
-    identity: str
-    flags: tuple[str, ...]
-
-
-@functools.cache
-def find_compiler() -> Compiler:
-    """The host's C++ compiler: $CXX, g++, c++ or clang++, the first that works.
+def require_compiler() -> Compiler:
+    """The host's C++ compiler.
 
     Raises:
-        DeviceError: none does.
+        DeviceError: there is none.
     """
-    named = os.environ.get("CXX", "")
-    for candidate in (named, "g++", "c++", "clang++"):
-        command = tuple(shlex.split(candidate))
-        if not command:
-            continue
-        try:  # all macros that it predefines: its version and the CPU's instruction sets are among them
-            macros = _run([*command, "-std=c++17", "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
-        except OSError:
-            continue
-        if macros.returncode == 0:
-            # gn_shared has no initializer that would have to run first
-            is_gnu = "__clang__" not in macros.stdout
-            return Compiler(command, macros.stdout, ("-fno-extern-tls-init", "-fno-gnu-unique") if is_gnu else ())
-    raise DeviceError(
-        'device "emulated" needs a C++ compiler, which was not found: install g++'
-        + (f" (CXX is {named!r}, which does not work)" if named else " or name one in the environment variable CXX")
-    )
+    found = find_compiler()
+    if found is None:
+        named = os.environ.get("CXX")
+        raise DeviceError(
+            'device "emulated" needs a C++ compiler, which was not found: install g++'
+            + (f" (CXX is {named!r}, which does not work)" if named else " or name one in the environment variable CXX")
+        )
+    return found
+
+
+def _flags() -> tuple[str, ...]:
+    """Flags that only GCC understands: gn_shared has no initializer that would have to run first."""
+    return ("-fno-extern-tls-init", "-fno-gnu-unique") if require_compiler().is_gnu else ()
 
 
 def sanitizer() -> str:
@@ -120,11 +99,11 @@ def runtime() -> ctypes.CDLL:
     kind = sanitizer()
     texts = [(_HERE / name).read_text(encoding="utf-8") for name in ("emulator.h", "emulator.cpp")]
     define = {"": (), "address": ("-DGN_ADDRESS_SANITIZER",), "thread": ("-DGN_THREAD_SANITIZER",)}[kind]
-    flags = ("-O2", "-fno-tree-loop-distribute-patterns", *define, *find_compiler().flags)
+    flags = ("-O2", "-fno-tree-loop-distribute-patterns", *define, *_flags())
     flags = (*[flag for flag in _COMMON if "visibility" not in flag], *flags)
 
     def make(target: Path) -> None:
-        _compile([*flags, str(_HERE / "emulator.cpp"), "-o", str(target)], "the emulator's runtime")
+        compile_host([*flags, str(_HERE / "emulator.cpp"), "-o", str(target)], "the emulator's runtime")
 
     path = Cache("so").path_or_make(_key(flags, *texts), make)
     library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
@@ -208,7 +187,7 @@ def _library(variants: Sequence[Variant], architecture: str, folder: Path | None
     macros = [f"-D__CUDA_ARCH__={capability(architecture)}0"]
     if architecture.endswith("a"):
         macros.append(f"-D__CUDA_ARCH_FEAT_SM{capability(architecture)}_ALL")
-    flags = (*_COMMON, *_OPTIMIZATION[sanitizer()], *macros, *find_compiler().flags)
+    flags = (*_COMMON, *_OPTIMIZATION[sanitizer()], *macros, *_flags())
     header = _HERE / "emulator.h"
     program = _START.format(file=f"{file}.cu")
     for number, variant in enumerate(variants):
@@ -219,35 +198,12 @@ def _library(variants: Sequence[Variant], architecture: str, folder: Path | None
         with tempfile.NamedTemporaryFile("w", suffix=".cpp") as source:
             source.write(program)
             source.flush()
-            what = f"{file}.cu: {', '.join(variant.expression for variant in variants)}"
-            _compile([*flags, *includes, source.name, "-o", str(target)], what)
+            expressions = ", ".join(variant.expression for variant in variants)
+            what = f"{file}.cu: {expressions}, for the emulated device,"
+            compile_host([*flags, *includes, source.name, "-o", str(target)], what)
 
     return Cache("so").path_or_make(_key(flags, header.read_text(encoding="utf-8"), text, program), make)
 
 
 def _key(flags: tuple[str, ...], *texts: str) -> str:
-    return "\0".join([find_compiler().identity, *flags, *texts])
-
-
-def _compile(arguments: list[str], what: str) -> None:
-    done = _run([*find_compiler().command, *arguments])
-    if done.returncode:
-        raise KernelError(f"{what} does not compile for the emulated device:\n{_explain(done.stderr)}")
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a compiler, without the sanitizer's runtime that this process may have: it would take ten times as long."""
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
-
-
-def _explain(output: str, most: int = 8) -> str:
-    """The lines of a compiler's output that say what is wrong where, and the source lines they are about."""
-    lines = output.splitlines()
-    told = []
-    for i, line in enumerate(lines):
-        if match := re.match(r"(?:.*/)?([^/:]+:\d+):(?:\d+:)? (?:fatal )?error: (.*)", line):
-            told.append(f"  {match[1]}: {match[2]}")
-            if i + 1 < len(lines) and (quoted := re.match(r"\s*\d+ \|(.*)", lines[i + 1])):
-                told.append(f"    {quoted[1].strip()}")
-    return "\n".join(told[: 2 * most]) or output[-2000:]
+    return "\0".join([require_compiler().identity, *flags, *texts])

@@ -1,0 +1,79 @@
+// What every kernel for the CPU includes: arrays as Python hands them over, and vectors as wide as the CPU has them.
+//
+// A kernel is a function declared with KERNEL. Its parameters are `const Array*`, which takes a NumPy array (or None),
+// `long`, `int`, `float` and `double`. It runs without the GIL, so it must not call into Python; it allocates what it
+// needs with `scratch`, and divides no work: the caller's threads each call it for a range of their own.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#define KERNEL extern "C" __attribute__((visibility("default")))
+
+// The head of a NumPy array, as NumPy's C API fixes it, behind Python's own (GN_OBJECT_HEAD bytes).
+struct Array {
+    char head[GN_OBJECT_HEAD];
+    char* bytes;
+    int ndim;
+    const intptr_t* shape;
+    const intptr_t* strides;  // in bytes
+
+    template <class T> T* data() const { return reinterpret_cast<T*>(bytes); }
+    float* floats() const { return data<float>(); }
+};
+
+inline const Array* gn_none;
+KERNEL void gn_set_none(const Array* none) { gn_none = none; }
+KERNEL long gn_probe(const Array* array) { return array->ndim + array->shape[1] + array->strides[0] + long(*array->floats()); }
+
+// The array's elements, or nullptr if it is None.
+inline float* optional(const Array* array) { return array == gn_none ? nullptr : array->floats(); }
+
+// --- vectors of floats: GCC's and Clang's vector extension, of which the compiler makes what the CPU has
+
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16;
+#elif defined(__AVX__)
+constexpr int WIDTH = 8;
+#else
+constexpr int WIDTH = 4;
+#endif
+typedef float Vector __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+typedef int32_t IntVector __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+
+inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
+inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
+inline Vector broadcast(float x) { return Vector{} + x; }
+inline Vector select(IntVector mask, Vector a, Vector b) { return mask ? a : b; }
+inline Vector larger(Vector a, Vector b) { return select(a > b, a, b); }
+
+inline float sum_of(Vector v) {
+    float total = 0;  // in a fixed order: pairs, pairs of pairs, ...
+    float part[WIDTH];
+    store(part, v);
+    for (int half = WIDTH / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) part[i] += part[i + half];
+    total = part[0];
+    return total;
+}
+
+// Memory for `count` floats, aligned to a cache line, that this thread's kernels use again and again. `slot` tells
+// apart what a kernel needs at the same time. It is freed when the thread ends.
+template <class T = float> T* scratch(int slot, size_t count) {
+    struct Block {
+        void* memory = nullptr;
+        size_t size = 0;
+        ~Block() { free(memory); }
+    };
+    static thread_local Block blocks[8];
+    Block& block = blocks[slot];
+    size_t wanted = (count * sizeof(T) + 127) / 64 * 64;
+    if (block.size < wanted) {
+        free(block.memory);
+        block.memory = aligned_alloc(64, wanted);
+        block.size = wanted;
+    }
+    return static_cast<T*>(block.memory);
+}
