@@ -24,6 +24,7 @@ class LaunchingBackend(NumpyBackend):
 
     name = "launching"
     array_type = LaunchedArray
+    platform = "cuda"
 
     def __init__(self) -> None:
         self.log: list[str] = []
