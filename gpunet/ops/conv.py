@@ -5,18 +5,21 @@ derivative of any one is another. Shapes are channels-first, (N, C, *spatial); r
 where a window's channels are together, and so is what comes of them elementwise, so conversion happens at a
 network's edge only.
 
-The method: gather the windows of a block of images as the rows of a matrix ("im2col"), multiply by the weights as a
-matrix. A block's matrix fits in cache.
+The references' method: gather the windows of a block of images as the rows of a matrix ("im2col"), multiply by the
+weights as a matrix. A block's matrix fits in cache. The CPU's kernels (kernels/cpu/conv.cpp) make no such matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import Any
 
-from gpunet.backends import backend_of_type
+import numpy as np
+
+from gpunet.backends import backend_of_type, threads
 from gpunet.errors import ShapeError
 from gpunet.ops.op import op
 from gpunet.ops.reduce import sum
@@ -28,6 +31,16 @@ Pairs = tuple[tuple[int, int], ...]
 def output_size(n: int, kernel: int, stride: int, pad: tuple[int, int], dilation: int) -> int:
     """How many windows of `kernel` elements, `dilation` apart, fit into n elements with padding, `stride` apart."""
     return (n + pad[0] + pad[1] - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _is_plain(x: Any, weight: Any, bias: Any = None, **how: Any) -> bool:
+    """Whether the CPU's kernels take these arrays."""
+    return (
+        x.dtype == weight.dtype == np.float32
+        and x.ndim in (3, 4)
+        and (bias is None or (bias.dtype == np.float32 and bias.ndim == 1))
+        and how.get("groups", 1) <= 16
+    )
 
 
 @op
@@ -68,6 +81,11 @@ def conv(xp, x, weight, bias=None, *, stride, padding, dilation, groups=1):
 
     _spread(work, x, weight.shape, out)
     return xp.moveaxis(y, -1, 1)
+
+
+@conv.kernel("conv", platform="cpu", when=_is_plain)
+def _(native, x, weight, bias, *, stride, padding, dilation, groups):
+    return _forward(native, x, weight, bias, False, stride, padding, dilation, groups)
 
 
 @conv.vjp
@@ -125,6 +143,33 @@ def conv_input_grad(xp, g, weight, *, shape, stride, padding, dilation, groups):
     return xp.moveaxis(out[(slice(None), *inside)], -1, 1)
 
 
+@conv_input_grad.kernel("conv", platform="cpu", when=lambda g, weight, **how: _is_plain(g, weight))
+def _(native, g, weight, *, shape, stride, padding, dilation, groups):
+    kernel = weight.shape[2:]
+    _check(shape, weight.shape, stride, padding, dilation, groups)
+    around = tuple((d * (k - 1) - p, d * (k - 1) - q) for d, k, (p, q) in zip(dilation, kernel, padding))
+    flip = all(s == 1 for s in stride) and min(map(min, around)) >= 0 and not _is_small(g.shape, shape[2:])
+    packed = _packed(native, weight, groups, turned=True, flip=flip)
+    bias = np.zeros((groups, packed.shape[1], packed.shape[4]), np.float32)
+    out = np.empty((shape[0], *shape[2:], shape[1]), np.float32)
+    elements = g.size * prod(weight.shape[1:])
+    if flip:  # with stride 1, a convolution of g
+        about = _geometry(g.shape[1:], shape[1:], kernel, stride, around, dilation, groups)
+        lifted = _images(g)
+
+        def work(start: int, stop: int) -> None:
+            native.conv_forward(lifted, packed, bias, out, about, False, start, stop)
+    else:
+        about = _geometry(shape[1:], g.shape[1:], kernel, stride, padding, dilation, groups)
+        dense = _channels_last(g)
+
+        def work(start: int, stop: int) -> None:
+            native.conv_gather(dense, packed, bias, out, about, False, True, start, stop)
+
+    threads.split(shape[0], work, elements)
+    return np.moveaxis(out, -1, 1)
+
+
 @conv_input_grad.vjp
 def _(xp, gg, _y, g, weight, *, shape, stride, padding, dilation, groups):
     how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
@@ -165,6 +210,32 @@ def conv_weight_grad(xp, x, g, *, shape, stride, padding, dilation, groups):
         total += other
     total = total.reshape(groups, *kernel, channels, outputs // groups)
     return xp.moveaxis(xp.moveaxis(total, -1, 1), -1, 2).reshape(shape)
+
+
+@conv_weight_grad.kernel("conv", platform="cpu", when=lambda x, g, **how: _is_plain(x, g))
+def _(native, x, g, *, shape, stride, padding, dilation, groups):
+    outputs, channels, *kernel = shape
+    about = _geometry(x.shape[1:], g.shape[1:], tuple(kernel), stride, padding, dilation, groups)
+    small = _is_small(x.shape, g.shape[2:])
+    source = _channels_last(x) if small else _images(x)
+    rows = _channels_last(g)
+    lanes = native.conv_lanes(outputs // groups)
+    lanes *= -(-(outputs // groups) // lanes)
+
+    def work(images: Sequence[int]) -> Any:
+        sums = np.zeros((groups, prod(kernel), channels, lanes), np.float32)
+        native.conv_weight_sums(source, rows, sums, about, small, images[0], images[-1] + 1)
+        return sums
+
+    if not x.shape[0]:
+        return np.zeros(shape, np.float32)
+    images = range(x.shape[0])
+    total, *others = threads.spread(work, images) if g.size * prod(shape[1:]) > _SPREAD else [work(images)]
+    for other in others:
+        total += other
+    total = total[..., : outputs // groups].reshape(groups, *kernel, channels, outputs // groups)
+    grad = np.moveaxis(np.moveaxis(total, -1, 1), -1, 2)  # (groups, O / groups, C / groups, *kernel)
+    return grad[0] if groups == 1 else grad.reshape(shape)
 
 
 @conv_weight_grad.vjp
@@ -263,3 +334,85 @@ def _by_group(columns: Any, groups: int, weight_shape: Ints) -> Any:
 def _from_groups(xp: Any, parts: Any) -> Any:
     """(groups, rows, O / groups) side by side: (rows, O)."""
     return xp.moveaxis(parts, 0, 1).reshape(parts.shape[1], -1)
+
+
+# --- the CPU's kernels
+
+_SPREAD = 8_000_000  # multiply-adds from which on several threads are quicker
+
+
+def _forward(
+    native: Any,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    relu: bool,
+    stride: Ints,
+    padding: Pairs,
+    dilation: Ints,
+    groups: int,
+) -> Any:
+    """`conv`, and the larger of the result and zero if `relu`."""
+    out = _check(x.shape, weight.shape, stride, padding, dilation, groups)
+    outputs = weight.shape[0]
+    if bias is not None and bias.shape != (outputs,):
+        raise ShapeError(f"conv: expected a bias of shape {(outputs,)}, got {tuple(bias.shape)}")
+    packed = _packed(native, weight, groups)
+    starts = np.zeros((groups, packed.shape[1] * packed.shape[4]), np.float32)
+    if bias is not None:
+        starts[:, : outputs // groups] = bias.reshape(groups, -1)
+    y = np.empty((x.shape[0], *out, outputs), np.float32)
+    about = _geometry(x.shape[1:], (outputs, *out), weight.shape[2:], stride, padding, dilation, groups)
+    if _is_small(x.shape, out):
+        source = _channels_last(x)
+
+        def work(start: int, stop: int) -> None:
+            native.conv_gather(source, packed, starts, y, about, relu, False, start, stop)
+    else:
+        source = _images(x)
+
+        def work(start: int, stop: int) -> None:
+            native.conv_forward(source, packed, starts, y, about, relu, start, stop)
+
+    threads.split(x.shape[0], work, y.size * prod(weight.shape[1:]))
+    return np.moveaxis(y, -1, 1)
+
+
+def _is_small(x: Ints, out: Ints) -> bool:
+    """Whether results are computed a pixel of several images at a time, instead of along the pixels of each image."""
+    return x[0] >= 6 and prod(out) <= 64
+
+
+def _packed(native: Any, weight: Any, groups: int, turned: bool = False, flip: bool = False) -> Any:
+    """The weight (O, C / groups, *kernel) as kernels/cpu/conv.cpp wants it."""
+    outs, ins = weight.shape[0] // groups, weight.shape[1]
+    if turned:
+        outs, ins = ins, outs
+    lanes = native.conv_lanes(outs)
+    packed = np.empty((groups, -(-outs // lanes), prod(weight.shape[2:]), ins, lanes), np.float32)
+    native.conv_pack(weight if weight.ndim == 4 else weight[:, :, None], packed, groups, turned, flip)
+    return packed
+
+
+def _images(x: Any) -> Any:
+    """x (N, C, *spatial) with two spatial axes."""
+    return x if x.ndim == 4 else x[:, :, None]
+
+
+def _channels_last(x: Any) -> Any:
+    """x (N, C, *spatial) as a dense array (N, *spatial, C)."""
+    return np.ascontiguousarray(np.moveaxis(x, 1, -1))
+
+
+@lru_cache(maxsize=1024)
+def _geometry(
+    x: Ints, out: Ints, kernel: Ints, stride: Ints, padding: Pairs, dilation: Ints, groups: int
+) -> np.ndarray:
+    """A Geometry for kernels/cpu/conv.cpp, from (C, *spatial) and (O, *output); one spatial axis becomes the second."""
+
+    def two(values: Ints, filler: int = 1) -> Ints:
+        return values if len(values) == 2 else (filler, *values)
+
+    before = tuple(p for p, _q in padding)
+    numbers = (x[0], *two(x[1:]), out[0], *two(out[1:]), *two(kernel), *two(stride), *two(before, 0), *two(dilation))
+    return np.array([*numbers, groups], np.int64)

@@ -1,0 +1,461 @@
+// Convolution in two dimensions, its gradients with respect to the input and the weight: no matrix of windows is made.
+//
+// Activations lie channels-last in memory. A tile of the result is P pixels times V vectors of output channels, held in
+// registers: for each weight of a window, V vectors of weights are loaded, and P elements of the input are broadcast,
+// each straight from its pixel. Weights are packed so that a tile reads them in order, and taken in blocks of channels
+// that stay in the first-level cache while all pixels of an image pass. Which pixels make up a tile is a table:
+// - along the pixels of one padded image, where images are large (`conv_forward`);
+// - the same pixel of several images, where they are small or the convolution is the gradient of a strided one
+//   (`conv_gather`): then every window leaves out what lies in the padding, or between the strides.
+// The weight's gradient is the sum over pixels of outer products: R channels of the input times V vectors of channels
+// of the output's gradient, again held in registers.
+#include "array.h"
+
+#include <algorithm>
+
+namespace {
+
+// As gpunet/ops/conv.py lays it out.
+struct Geometry {
+    long channels, height, width;  // of the input
+    long outputs, out_height, out_width;
+    long kernel_height, kernel_width, stride_height, stride_width, top, left, dilation_height, dilation_width, groups;
+
+    long taps() const { return kernel_height * kernel_width; }
+    long in_group() const { return channels / groups; }
+    long out_group() const { return outputs / groups; }
+    long padded_height() const { return (out_height - 1) * stride_height + (kernel_height - 1) * dilation_height + 1; }
+    long padded_width() const { return (out_width - 1) * stride_width + (kernel_width - 1) * dilation_width + 1; }
+};
+
+const Geometry& geometry_of(const Array* array) { return *array->data<const Geometry>(); }
+
+// How many vectors wide a tile is, for so many output channels: the widest of those that waste the least.
+int vectors_for(long outputs) {
+    int best = 1;
+    long least = (outputs + WIDTH - 1) / WIDTH;
+    for (int v : {2, 4}) {
+        long vectors = (outputs + v * WIDTH - 1) / (v * WIDTH) * v;
+        if (vectors <= least) best = v;
+    }
+    return best;
+}
+
+// How many pixels long: as many as there are registers for.
+constexpr int pixels_for(int vectors) { return WIDTH == 16 ? (vectors == 4 ? 6 : 12) : vectors == 4 ? 3 : vectors == 2 ? 6 : 12; }
+
+// Adjacent inputs of a window, from `offset` on behind the window's pixel, and their weights.
+struct Segment {
+    long offset, length;
+    const float* weights;
+};
+
+struct Target {
+    const float* start;  // what the sums start from: a bias, or nullptr for what the output holds already
+    bool relu;
+    long lanes;  // how many of the tile's output channels there are
+};
+
+template <int P, int V>
+void tile(const float* const* pixels, const Segment* segments, int count, float* const* outputs, const Target& target) {
+    Vector sums[P][V];
+    constexpr long BLOCK = V * WIDTH;
+    bool whole = target.lanes == BLOCK;
+    for (int p = 0; p < P; p++)
+        for (int v = 0; v < V; v++) {
+            const float* from = target.start ? target.start + v * WIDTH : outputs[p] + v * WIDTH;
+            if (target.start || whole) {
+                sums[p][v] = load(from);
+            } else {
+                float part[WIDTH] = {};
+                long n = std::clamp(target.lanes - v * WIDTH, 0L, long(WIDTH));
+                memcpy(part, from, n * sizeof(float));
+                sums[p][v] = load(part);
+            }
+        }
+    for (int s = 0; s < count; s++) {
+        const float* inputs[P];
+        for (int p = 0; p < P; p++) inputs[p] = pixels[p] + segments[s].offset;
+        const float* weights = segments[s].weights;
+        for (long k = 0; k < segments[s].length; k++, weights += BLOCK) {
+            Vector row[V];
+            for (int v = 0; v < V; v++) row[v] = load(weights + v * WIDTH);
+#pragma GCC unroll 12
+            for (int p = 0; p < P; p++) {
+                Vector x = broadcast(inputs[p][k]);
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) sums[p][v] += x * row[v];
+            }
+        }
+    }
+    for (int p = 0; p < P; p++)
+        for (int v = 0; v < V; v++) {
+            Vector y = sums[p][v];
+            if (target.relu) y = select(y < 0.0f, Vector{}, y);  // NaN stays
+            if (whole) {
+                store(outputs[p] + v * WIDTH, y);
+            } else {
+                float part[WIDTH];
+                store(part, y);
+                long n = std::clamp(target.lanes - v * WIDTH, 0L, long(WIDTH));
+                memcpy(outputs[p] + v * WIDTH, part, n * sizeof(float));
+            }
+        }
+}
+
+// Tiles over `count` pixels: pixel i reads from input + from[i] and goes to output + to[i].
+template <int V>
+void tiles(const float* input, const long* from, float* output, const long* to, long count, const Segment* segments,
+           int segment_count, const Target& target) {
+    constexpr int P = pixels_for(V);
+    for (long first = 0; first < count; first += P) {
+        const float* pixels[P];
+        float* outputs[P];
+        for (int p = 0; p < P; p++) {  // past the end, the last pixel again
+            long i = std::min(first + p, count - 1);
+            pixels[p] = input + from[i];
+            outputs[p] = output + to[i];
+        }
+        tile<P, V>(pixels, segments, segment_count, outputs, target);
+    }
+}
+
+void tiles(int vectors, const float* input, const long* from, float* output, const long* to, long count,
+           const Segment* segments, int segment_count, const Target& target) {
+    if (!count) return;
+    auto run = vectors == 4 ? tiles<4> : vectors == 2 ? tiles<2> : tiles<1>;
+    run(input, from, output, to, count, segments, segment_count, target);
+}
+
+// How many input channels a block has whose weights stay in the first-level cache.
+long channel_block(long channels, long taps, long lanes) {
+    long fitting = std::max(8L, (40 << 10) / (taps * lanes * long(sizeof(float))));
+    if (fitting >= channels) return channels;
+    long blocks = (channels + fitting - 1) / fitting;
+    return (channels + blocks - 1) / blocks;
+}
+
+// The image `n` of x (N, C, H, W, in any order in memory) with zeros around it, channels last.
+const float* padded_image(const Array* x, long n, const Geometry& g) {
+    const char* image = x->bytes + n * x->strides[0];
+    long by_channel = x->strides[1], by_row = x->strides[2], by_column = x->strides[3];
+    long channels = g.channels, height = g.padded_height(), width = g.padded_width();
+    long size = sizeof(float);
+    bool dense = (by_channel == size || channels == 1) && by_column == channels * size;
+    if (dense && !g.top && !g.left && height <= g.height && width == g.width && by_row == width * channels * size)
+        return reinterpret_cast<const float*>(image);
+    float* padded = scratch(0, height * width * channels);
+    long first = std::min(g.left, width), inside = std::clamp(g.width, 0L, width - first);
+    for (long h = 0; h < height; h++) {
+        float* row = padded + h * width * channels;
+        long source = h - g.top;
+        if (source < 0 || source >= g.height) {
+            memset(row, 0, width * channels * size);
+            continue;
+        }
+        const char* from = image + source * by_row;
+        memset(row, 0, first * channels * size);
+        float* middle = row + first * channels;
+        if (dense) {
+            memcpy(middle, from, inside * channels * size);
+        } else {
+            for (long c = 0; c < channels; c++)
+                for (long w = 0; w < inside; w++)
+                    middle[w * channels + c] = *reinterpret_cast<const float*>(from + c * by_channel + w * by_column);
+        }
+        memset(middle + inside * channels, 0, (width - first - inside) * channels * size);
+    }
+    return padded;
+}
+
+// Where each output pixel's window starts in a padded image.
+long* window_starts(const Geometry& g) {
+    long* starts = scratch<long>(1, g.out_height * g.out_width);
+    long row = g.padded_width() * g.channels;
+    for (long h = 0; h < g.out_height; h++)
+        for (long w = 0; w < g.out_width; w++)
+            starts[h * g.out_width + w] = h * g.stride_height * row + w * g.stride_width * g.channels;
+    return starts;
+}
+
+// The segments of a window in a padded image, for the input channels [first, last) of a group.
+// packed: the weights of a block of output channels, (taps, channels of the group, lanes).
+int padded_segments(Segment* segments, const Geometry& g, const float* packed, long lanes, long first, long last) {
+    long channels = g.in_group(), row = g.padded_width() * g.channels;
+    bool joined = g.groups == 1 && g.dilation_width == 1 && last - first == channels;  // a window's row is adjacent
+    int count = 0;
+    for (long kh = 0; kh < g.kernel_height; kh++)
+        for (long kw = 0; kw < (joined ? 1 : g.kernel_width); kw++) {
+            long offset = kh * g.dilation_height * row + kw * g.dilation_width * g.channels + first;
+            const float* weights = packed + ((kh * g.kernel_width + kw) * channels + first) * lanes;
+            segments[count++] = {offset, joined ? g.kernel_width * channels : last - first, weights};
+        }
+    return count;
+}
+
+}  // namespace
+
+// How many output channels a block of packed weights has, for a group of so many.
+KERNEL long conv_lanes(long outputs) { return vectors_for(outputs) * WIDTH; }
+
+// packed (groups, blocks, taps, I, lanes) from weight (O, I, KH, KW) in any order in memory, zeros in the lanes beyond
+// the outputs of a group; with `turned`, for the gradient with respect to the input: inputs and outputs exchanged, and
+// with `flip` the taps in reverse.
+KERNEL void conv_pack(const Array* weight, const Array* packed, long groups, int turned, int flip) {
+    long taps_wide = weight->shape[3], taps = weight->shape[2] * taps_wide;
+    long outs = weight->shape[0] / groups, ins = weight->shape[1];
+    long by_out = weight->strides[0], by_in = weight->strides[1];
+    if (turned) std::swap(outs, ins), std::swap(by_out, by_in);
+    long by_group = weight->shape[0] / groups * weight->strides[0];
+    long lanes = packed->shape[4], blocks = packed->shape[1];
+    float* to = packed->floats();
+    for (long group = 0; group < groups; group++)
+        for (long block = 0; block < blocks; block++)
+            for (long t = 0; t < taps; t++) {
+                long tap = flip ? taps - 1 - t : t;
+                const char* from = weight->bytes + group * by_group + tap / taps_wide * weight->strides[2] +
+                                   tap % taps_wide * weight->strides[3] + block * lanes * by_out;
+                long n = std::min(lanes, outs - block * lanes);
+                if (by_out == sizeof(float)) {
+                    for (long i = 0; i < ins; i++, to += lanes) {
+                        memcpy(to, from + i * by_in, n * sizeof(float));
+                        memset(to + n, 0, (lanes - n) * sizeof(float));
+                    }
+                } else {
+                    if (n < lanes) memset(to, 0, ins * lanes * sizeof(float));
+                    for (long i = 0; i < ins; i += WIDTH)  // in squares, so that lines are used while they are there
+                        for (long o = 0; o < n; o++)
+                            for (long j = i; j < std::min(i + WIDTH, ins); j++)
+                                to[j * lanes + o] = *reinterpret_cast<const float*>(from + j * by_in + o * by_out);
+                    to += ins * lanes;
+                }
+            }
+}
+
+// y (N, OH, OW, O) of the images [start, stop) of x (N, C, H, W).
+// bias: (groups, blocks, lanes) as packed's, always given. shape: a Geometry.
+KERNEL void conv_forward(const Array* x, const Array* packed, const Array* bias, const Array* y, const Array* shape, int relu, long start, long stop) {
+    const Geometry& g = geometry_of(shape);
+    long lanes = packed->shape[4], blocks = packed->shape[1], channels = g.in_group();
+    int vectors = lanes / WIDTH;
+    long pixels = g.out_height * g.out_width, step = channel_block(channels, g.taps(), lanes);
+    const long* from = window_starts(g);
+    long* to = scratch<long>(2, pixels);
+    for (long p = 0; p < pixels; p++) to[p] = p * g.outputs;
+    Segment* segments = scratch<Segment>(3, g.taps());
+    for (long n = start; n < stop; n++) {
+        const float* image = padded_image(x, n, g);
+        for (long group = 0; group < g.groups; group++)
+            for (long block = 0; block < blocks; block++) {
+                const float* weights = packed->floats() + (group * blocks + block) * g.taps() * channels * lanes;
+                float* output = y->floats() + n * pixels * g.outputs + group * g.out_group() + block * lanes;
+                for (long c = 0; c < channels; c += step) {
+                    long last = std::min(c + step, channels);
+                    int count = padded_segments(segments, g, weights, lanes, c, last);
+                    const float* first = c ? nullptr : bias->floats() + (group * blocks + block) * lanes;
+                    Target target = {first, relu && last == channels, std::min(lanes, g.out_group() - block * lanes)};
+                    tiles(vectors, image + group * channels, from, output, to, pixels, segments, count, target);
+                }
+            }
+    }
+}
+
+namespace {
+
+// Along one axis, for one position of the result of a convolution of `length` elements: which taps meet an element, and
+// which. For the transposed convolution, the result is that of the gradient with respect to the input.
+struct Axis {
+    long kernel, stride, before, dilation, length;
+    bool transposed;
+
+    // The element that tap k meets, or -1.
+    long meets(long position, long k) const {
+        long i = transposed ? position + before - k * dilation : position * stride + k * dilation - before;
+        if (transposed) {
+            if (i < 0 || i % stride) return -1;
+            i /= stride;
+        }
+        return i >= 0 && i < length ? i : -1;
+    }
+};
+
+}  // namespace
+
+// As conv_forward, for the images [start, stop) of a dense x (N, H, W, C), a pixel of all images at a time.
+// transposed: shape is that of a convolution whose input is y (N, H, W, C) and whose output is x (N, OH, OW, O), and
+// this is the gradient with respect to its input; packed is turned then, but not flipped.
+KERNEL void conv_gather(const Array* x, const Array* packed, const Array* bias, const Array* y, const Array* shape, int relu, int transposed, long start, long stop) {
+    const Geometry& g = geometry_of(shape);
+    long lanes = packed->shape[4], blocks = packed->shape[1];
+    int vectors = lanes / WIDTH;
+    long height = transposed ? g.out_height : g.height, width = transposed ? g.out_width : g.width;
+    long to_height = transposed ? g.height : g.out_height, to_width = transposed ? g.width : g.out_width;
+    long all_in = transposed ? g.outputs : g.channels, all_out = transposed ? g.channels : g.outputs;
+    long ins = all_in / g.groups, outs = all_out / g.groups;
+    Axis rows = {g.kernel_height, g.stride_height, g.top, g.dilation_height, height, bool(transposed)};
+    Axis columns = {g.kernel_width, g.stride_width, g.left, g.dilation_width, width, bool(transposed)};
+    long step = channel_block(ins, g.taps(), lanes);
+    constexpr long AT_A_TIME = 48;  // images: a multiple of every tile's length
+    long from[AT_A_TIME], to[AT_A_TIME];
+    for (long n = 0; n < AT_A_TIME; n++) {
+        from[n] = n * height * width * all_in;
+        to[n] = n * to_height * to_width * all_out;
+    }
+    Segment* segments = scratch<Segment>(3, g.taps());
+    for (long n = start; n < stop; n += AT_A_TIME) {
+        long images = std::min(AT_A_TIME, stop - n);
+        for (long group = 0; group < g.groups; group++)
+            for (long block = 0; block < blocks; block++)
+                for (long c = 0; c < ins; c += step) {
+                    long last = std::min(c + step, ins);
+                    const float* weights = packed->floats() + (group * blocks + block) * g.taps() * ins * lanes;
+                    const float* input = x->floats() + n * height * width * all_in + group * ins;
+                    float* output = y->floats() + n * to_height * to_width * all_out + group * outs + block * lanes;
+                    const float* first = c ? nullptr : bias->floats() + (group * blocks + block) * lanes;
+                    Target target = {first, relu && last == ins, std::min(lanes, outs - block * lanes)};
+                    for (long h = 0; h < to_height; h++)
+                        for (long w = 0; w < to_width; w++) {
+                            int count = 0;
+                            for (long kh = 0; kh < g.kernel_height; kh++) {
+                                long row = rows.meets(h, kh);
+                                for (long kw = 0; row >= 0 && kw < g.kernel_width; kw++) {
+                                    long column = columns.meets(w, kw);
+                                    if (column < 0) continue;
+                                    long tap = kh * g.kernel_width + kw;
+                                    segments[count++] = {(row * width + column) * all_in + c, last - c,
+                                                         weights + (tap * ins + c) * lanes};
+                                }
+                            }
+                            tiles(vectors, input, from, output + (h * to_width + w) * all_out, to, images, segments,
+                                  count, target);
+                        }
+                }
+    }
+}
+
+namespace {
+
+// sums (R, V vectors), rows `stride` apart, plus the outer products of R inputs and V vectors of gradients.
+template <int R, int V>
+void outer_products(const float* inputs, const long* from, const float* gradients, const long* to, long count,
+                    float* sums, long stride) {
+    Vector total[R][V];
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) total[r][v] = load(sums + r * stride + v * WIDTH);
+    for (long i = 0; i < count; i++) {
+        const float* x = inputs + from[i];
+        const float* g = gradients + to[i];
+        Vector row[V];
+        for (int v = 0; v < V; v++) row[v] = load(g + v * WIDTH);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) {
+            Vector element = broadcast(x[r]);
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) total[r][v] += element * row[v];
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) store(sums + r * stride + v * WIDTH, total[r][v]);
+}
+
+using OuterProducts = void (*)(const float*, const long*, const float*, const long*, long, float*, long);
+
+template <int V, int... R> OuterProducts outer_for(int rows, std::integer_sequence<int, R...>) {
+    static constexpr OuterProducts functions[] = {outer_products<R + 1, V>...};
+    return functions[rows - 1];
+}
+
+OuterProducts outer_for(int rows, int vectors) {
+    if (vectors == 4) return outer_for<4>(rows, std::make_integer_sequence<int, pixels_for(4)>());
+    if (vectors == 2) return outer_for<2>(rows, std::make_integer_sequence<int, pixels_for(2)>());
+    return outer_for<1>(rows, std::make_integer_sequence<int, pixels_for(1)>());
+}
+
+// The outer products of `length` inputs at each of `count` places with blocks of gradients, added to sums
+// (length, blocks * lanes).
+void add_products(const float* inputs, const long* from, long length, const float* gradients, const long* to,
+                  long count, float* sums, long blocks, int vectors) {
+    int most = pixels_for(vectors);
+    long lanes = vectors * WIDTH, parts = (length + most - 1) / most;
+    for (long part = 0; part < parts; part++) {
+        long first = length * part / parts, rows = length * (part + 1) / parts - first;
+        OuterProducts outer = outer_for(rows, vectors);
+        for (long block = 0; block < blocks; block++)
+            outer(inputs + first, from, gradients + block * lanes, to, count,
+                  sums + first * blocks * lanes + block * lanes, blocks * lanes);
+    }
+}
+
+constexpr long PLACES = 96;  // at a time, so that what they hold stays in the first-level cache
+
+}  // namespace
+
+// Adds to sums (groups, taps, I, blocks * lanes) the weight's gradient of the images [start, stop).
+// gradient: dense, (N, OH, OW, O).
+// small: leave out what lies in the padding, for which x must be dense, (N, H, W, C); else x is (N, C, H, W).
+KERNEL void conv_weight_sums(const Array* x, const Array* gradient, const Array* sums, const Array* shape, int small, long start, long stop) {
+    const Geometry& g = geometry_of(shape);
+    long outs = g.out_group(), ins = g.in_group();
+    int vectors = vectors_for(outs);
+    long lanes = vectors * WIDTH, all_lanes = sums->shape[3], blocks = all_lanes / lanes;
+    long pixels = g.out_height * g.out_width;
+    bool ragged = outs != all_lanes;  // then vectors of a group's last outputs would reach beyond them
+    long from[PLACES], to[PLACES];
+    auto add = [&](const float* inputs, long tap, long length, const float* gradients, long count) {
+        for (long group = 0; group < g.groups; group++) {
+            const float* rows = gradients + group * outs;
+            long apart[PLACES];
+            if (ragged) {
+                float* copy = scratch(4, PLACES * all_lanes);
+                for (long i = 0; i < count; i++) {
+                    memcpy(copy + i * all_lanes, rows + to[i], outs * sizeof(float));
+                    memset(copy + i * all_lanes + outs, 0, (all_lanes - outs) * sizeof(float));
+                    apart[i] = i * all_lanes;
+                }
+                rows = copy;
+            }
+            add_products(inputs + group * ins, from, length, rows, ragged ? apart : to, count,
+                         sums->floats() + (group * g.taps() + tap) * ins * all_lanes, blocks, vectors);
+        }
+    };
+    if (small) {
+        Axis row_axis = {g.kernel_height, g.stride_height, g.top, g.dilation_height, g.height, false};
+        Axis column_axis = {g.kernel_width, g.stride_width, g.left, g.dilation_width, g.width, false};
+        for (long kh = 0; kh < g.kernel_height; kh++)
+            for (long kw = 0; kw < g.kernel_width; kw++) {
+                long count = 0, tap = kh * g.kernel_width + kw;
+                for (long n = start; n < stop; n++)
+                    for (long h = 0; h < g.out_height; h++) {
+                        long row = row_axis.meets(h, kh);
+                        for (long w = 0; row >= 0 && w < g.out_width; w++) {
+                            long column = column_axis.meets(w, kw);
+                            if (column < 0) continue;
+                            from[count] = ((n * g.height + row) * g.width + column) * g.channels;
+                            to[count++] = (n * pixels + h * g.out_width + w) * g.outputs;
+                            if (count == PLACES) {
+                                add(x->floats(), tap, ins, gradient->floats(), count);
+                                count = 0;
+                            }
+                        }
+                    }
+                if (count) add(x->floats(), tap, ins, gradient->floats(), count);
+            }
+        return;
+    }
+    Segment* segments = scratch<Segment>(3, g.taps());
+    const long* starts = window_starts(g);
+    for (long n = start; n < stop; n++) {
+        const float* image = padded_image(x, n, g);
+        int count = padded_segments(segments, g, nullptr, 1, 0, ins);
+        for (long p = 0; p < pixels; p += PLACES) {
+            long places = std::min(PLACES, pixels - p);
+            for (long i = 0; i < places; i++) {
+                from[i] = starts[p + i];
+                to[i] = (n * pixels + p + i) * g.outputs;
+            }
+            for (int s = 0; s < count; s++)  // a segment begins with tap s, or, joined, with the first of row s
+                add(image + segments[s].offset, count == g.taps() ? s : s * g.kernel_width, segments[s].length,
+                    gradient->floats(), places);
+        }
+    }
+}
