@@ -45,7 +45,7 @@ typedef int32_t IntVector __attribute__((vector_size(4 * WIDTH), aligned(4), may
 
 inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
-inline Vector broadcast(float x) { return Vector{} + x; }
+inline Vector broadcast(float x) { return x - Vector{}; }  // not Vector{} + x, which would make 0 of -0
 inline Vector select(IntVector mask, Vector a, Vector b) { return mask ? a : b; }
 inline Vector larger(Vector a, Vector b) { return select(a > b, a, b); }
 
