@@ -41,6 +41,8 @@ _mode = _Mode()
 class set_grad_enabled(ContextDecorator):
     """Turn recording on or off within a `with` block or a decorated function, in this thread."""
 
+    _enabled: bool
+
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled
 
@@ -55,15 +57,19 @@ class set_grad_enabled(ContextDecorator):
 class no_grad(set_grad_enabled):
     """Do not record: `with gn.no_grad():` or `@gn.no_grad()`. Saves time and memory where no gradient is wanted."""
 
+    _enabled = False
+
     def __init__(self) -> None:
-        super().__init__(False)
+        pass
 
 
 class enable_grad(set_grad_enabled):
     """Record again, inside `no_grad`."""
 
+    _enabled = True
+
     def __init__(self) -> None:
-        super().__init__(True)
+        pass
 
 
 def is_grad_enabled() -> bool:
@@ -123,6 +129,10 @@ class Node:
 
     def __repr__(self) -> str:
         return f"<{'leaf' if self.op is None else self.op.name} {self.shape} {self.dtype}>"
+
+
+class Pair(Node):
+    """A recorded op on two Tensors whose derivative needs the values of both, as an operator makes it."""
 
 
 def leaf(tensor: Tensor) -> Node:
@@ -196,9 +206,9 @@ def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
     return out
 
 
-def record_binary(op: Op, a: Any, b: Any) -> Any:
+def record_binary(op: Op, a: Tensor, b: Any) -> Any:
     """`record` of an op on two arrays, as the operators call it: unrolled for two Tensors, being the hottest path."""
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+    if not isinstance(b, Tensor):
         return record(op, (a, b), _NONE)
     x, z = a.data, b.data
     kind = type(x)
@@ -216,19 +226,22 @@ def record_binary(op: Op, a: Any, b: Any) -> Any:
     if (first is not None or second is not None) and _mode.enabled and op.derivative is not None:
         dtype = y.dtype
         if dtype.kind == "f":
-            out._node = node = _new(Node)
+            inputs = (first, second)
+            if op.keeps_all:
+                node = _new(Pair)
+                node.saved = (a, b)
+            else:
+                node = _new(Node)
+                node.saved = inputs if op.keeps_none and None not in inputs else _saved(op, (a, b), inputs)
             node.op = op
             node.shape = y.shape
             node.dtype = dtype
-            node.inputs = inputs = (first, second)
-            node.made = _clock()
+            node.inputs = inputs
             node.params = _NONE
-            if op.keeps_all:
-                node.saved = (a, b)
-            else:
-                node.saved = inputs if op.keeps_none and None not in inputs else _saved(op, (a, b), inputs)
             if op.keeps_output:
                 node.output = y
+            node.made = _clock()
+            out._node = node
     return out
 
 
@@ -262,6 +275,7 @@ class _Part:
     """The op of a node that stands for one of several outputs of another node."""
 
     name = "output"
+    derivative = None
 
     def __init__(self, index: int, count: int) -> None:
         self.index = index
@@ -333,7 +347,7 @@ def write(target: Tensor, op: Op, other: Any, params: dict[str, Any]) -> None:
     # Nodes made before now that saved the target will find it written to. The new values are in new memory, so what
     # saved the old elements themselves is not disturbed.
     memory = Memory(target.shape)
-    memory.written = _clock()
+    memory.written = _now_written()
     before = Tensor._wrap(data, target._node)
     result = op(before, before if other is target else other, **params)
     if result.shape != target.shape or result.dtype != target.dtype:
@@ -347,9 +361,22 @@ def write(target: Tensor, op: Op, other: Any, params: dict[str, Any]) -> None:
 
 def mark_written(tensors: Iterable[Tensor]) -> None:
     """Tell the tape that the elements of these Tensors were just written to in place."""
-    now = _clock()
+    now = _now_written()
     for t in tensors:
-        t._known_memory().written = now
+        memory = t._memory
+        if memory is None:
+            memory = t._known_memory()
+        memory.written = now
+
+
+def _now_written() -> int:
+    """The time of a write."""
+    global _last_written
+    _last_written = now = _clock()
+    return now
+
+
+_last_written = 0  # the time of the latest write to any Tensor: nodes made after it need not look at what they saved
 
 
 Op.record = staticmethod(record)
@@ -472,8 +499,16 @@ def _run(
         elif node in targets:
             results[node] = _own(g, owned)
 
-    with set_grad_enabled(create_graph), roots[0]._backend().on(roots[0].device):
-        _flow(order, pending, wanted, keep, create_graph, retain_graph)
+    tensor, before = roots[0], _mode.enabled
+    backend = tensor._backend()
+    _mode.enabled = create_graph
+    try:
+        with backend.on(backend.device_of(tensor.data)):
+            _flow(order, pending, wanted, keep, create_graph, retain_graph)
+            for leaf, g in pending.items():
+                keep(leaf, g)
+    finally:
+        _mode.enabled = before
     return [] if targets is None else [results.get(n) for n in targets]
 
 
@@ -501,9 +536,9 @@ def _seed(tensor: Tensor, gradient: Any, create_graph: bool) -> Any:
 
 
 def _reachable(roots: list[Node]) -> list[Node]:
-    """All nodes that `roots` were computed from and they themselves, in the order in which they were made."""
+    """The nodes of all ops that `roots` come from, and of `roots` themselves, the last made first."""
     seen = set(roots)
-    order = list(seen)
+    order = [node for node in seen if node.op is not None]
     for node in order:  # grows while it is walked
         inputs = node.inputs
         if inputs is None:
@@ -514,15 +549,19 @@ def _reachable(roots: list[Node]) -> list[Node]:
         for parent in inputs:
             if parent is not None and parent not in seen:
                 seen.add(parent)
-                order.append(parent)
-    order.sort(key=attrgetter("made"))
+                if parent.op is not None:
+                    order.append(parent)
+    order.sort(key=_when_made, reverse=True)
     return order
+
+
+_when_made = attrgetter("made")
 
 
 def _leading_to(order: list[Node], targets: Sequence[Node]) -> set[Node]:
     """The nodes among `order` whose gradient is needed to find those of `targets`: these and what comes from them."""
     wanted = set(targets)
-    for node in order:
+    for node in reversed(order):
         if not wanted.isdisjoint(node.inputs or ()):
             wanted.add(node)
     return wanted
@@ -536,43 +575,54 @@ def _flow(
     create_graph: bool,
     retain_graph: bool,
 ) -> None:
-    """Pass gradients on from node to node, the last made first.
+    """Pass gradients on from node to node, until they are at the leaves.
 
     Args:
-        order: the nodes, in the order in which they were made.
-        pending: for each node, the gradient of its output as far as it is known; at first, those of the roots.
+        order: the nodes of ops, the last made first.
+        pending: for each node, the gradient of its output as far as it is known; at first, those of the roots, in the
+            end those of leaves.
         wanted: the nodes that gradients are needed for; None for all.
-        keep: told the gradient of each leaf, retained node and, with `wanted`, of every node.
+        keep: told the gradient of each retained node and, with `wanted`, of every node.
         create_graph, retain_graph: as in `backward`.
     """
     kind: Any = None
     xp: Any = _namespace() if create_graph else None
+    known, take = pending.get, pending.pop
     summed: set[Node] = set()  # nodes whose pending gradient is a sum made here, so that more can be added in place
-    for node in reversed(order):
-        g = pending.pop(node, None)
+    for node in order:
+        g = take(node, None)
         if g is None:
             continue
         if node.retains_grad or wanted is not None:
             keep(node, g)
         op, inputs = node.op, node.inputs
-        if op is None or (wanted is not None and wanted.isdisjoint(inputs)):  # type: ignore[arg-type]
-            continue
-        if type(op) is _Part:
+        derivative = op.derivative
+        if derivative is None:
             _collect_part(node, g, pending)
+            continue
+        if wanted is not None and wanted.isdisjoint(inputs):  # type: ignore[arg-type]
             continue
         if type(g) is not kind and not create_graph and type(g) is not tuple:  # the first, or from another device
             kind = type(g)
             xp = backend_of_type(kind).xp
-        values: Any = node.saved if op.keeps_none else _values(node, create_graph)
         y = node.output
         y = node if y is None else _output(node, y, create_graph)
-        params = node.params
-        if params or op.defaults:
-            found = op.derivative(xp, g, y, *values, **{**op.defaults, **params})
+        if type(node) is Pair and op.derivatives is not None and node.made > _last_written and not create_graph:
+            left, right = op.derivatives
+            (first, second), (a, b) = inputs, node.saved  # type: ignore[misc]
+            found = (
+                None if first is None else left(xp, g, y, a.data, b.data),
+                None if second is None else right(xp, g, y, a.data, b.data),
+            )
         else:
-            found = op.derivative(xp, g, y, *values)
-        if type(found) is not tuple:
-            found = (found,)
+            values: Any = node.saved if op.keeps_none else _values(node, create_graph)
+            params = node.params
+            if params or op.defaults:
+                found = derivative(xp, g, y, *values, **{**op.defaults, **params})
+            else:
+                found = derivative(xp, g, y, *values)
+            if type(found) is not tuple:
+                found = (found,)
         for parent, gi in zip(inputs, found):  # type: ignore[arg-type]
             if parent is None or gi is None or (wanted is not None and parent not in wanted):
                 continue
@@ -583,7 +633,7 @@ def _flow(
                 gi = _unbroadcast(gi, parent.shape, op)
             if same.dtype is not parent.dtype and same.dtype != parent.dtype:
                 gi = _cast_gradient(xp, gi, parent.dtype)
-            before = pending.get(parent)
+            before = known(parent)
             if before is None:
                 pending[parent] = gi
             elif parent in summed:
@@ -595,7 +645,7 @@ def _flow(
                     summed.add(parent)
         if not retain_graph:
             node.inputs = node.saved = None
-            if node.output is not None:  # most have none, and giving them the attribute now would cost
+            if y is not node:  # most keep none, and giving them the attribute now would cost
                 node.output = None
 
 

@@ -389,43 +389,43 @@ class Tensor(Traced):
         return Op.record_binary(ew.add, self, other)
 
     def __radd__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.add, other, self)
+        return Op.record(ew.add, (other, self), {})
 
     def __sub__(self, other: Any) -> Tensor:
         return Op.record_binary(ew.subtract, self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.subtract, other, self)
+        return Op.record(ew.subtract, (other, self), {})
 
     def __mul__(self, other: Any) -> Tensor:
         return Op.record_binary(ew.multiply, self, other)
 
     def __rmul__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.multiply, other, self)
+        return Op.record(ew.multiply, (other, self), {})
 
     def __truediv__(self, other: Any) -> Tensor:
         return Op.record_binary(ew.divide, self, other)
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.divide, other, self)
+        return Op.record(ew.divide, (other, self), {})
 
     def __floordiv__(self, other: Any) -> Tensor:
         return Op.record_binary(ew.floor_divide, self, other)
 
     def __rfloordiv__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.floor_divide, other, self)
+        return Op.record(ew.floor_divide, (other, self), {})
 
     def __mod__(self, other: Any) -> Tensor:
         return Op.record_binary(ew.remainder, self, other)
 
     def __rmod__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.remainder, other, self)
+        return Op.record(ew.remainder, (other, self), {})
 
     def __pow__(self, other: Any) -> Tensor:
         return Op.record_binary(ew.pow, self, other)
 
     def __rpow__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.pow, other, self)
+        return Op.record(ew.pow, (other, self), {})
 
     def __matmul__(self, other: Any) -> Tensor:
         return matmul.matmul(self, other)
@@ -464,31 +464,31 @@ class Tensor(Traced):
         return Op.record_binary(ew.bitwise_and, self, other)
 
     def __rand__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.bitwise_and, other, self)
+        return Op.record(ew.bitwise_and, (other, self), {})
 
     def __or__(self, other: Any) -> Tensor:
         return Op.record_binary(ew.bitwise_or, self, other)
 
     def __ror__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.bitwise_or, other, self)
+        return Op.record(ew.bitwise_or, (other, self), {})
 
     def __xor__(self, other: Any) -> Tensor:
         return Op.record_binary(ew.bitwise_xor, self, other)
 
     def __rxor__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.bitwise_xor, other, self)
+        return Op.record(ew.bitwise_xor, (other, self), {})
 
     def __lshift__(self, other: Any) -> Tensor:
         return Op.record_binary(ew.bitwise_left_shift, self, other)
 
     def __rlshift__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.bitwise_left_shift, other, self)
+        return Op.record(ew.bitwise_left_shift, (other, self), {})
 
     def __rshift__(self, other: Any) -> Tensor:
         return Op.record_binary(ew.bitwise_right_shift, self, other)
 
     def __rrshift__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.bitwise_right_shift, other, self)
+        return Op.record(ew.bitwise_right_shift, (other, self), {})
 
     def __invert__(self) -> Tensor:
         return ew.bitwise_invert(self)

@@ -61,7 +61,8 @@ def _flat(xp: Any, g: Any, _y: Any, _x: Any) -> Any:
 
 add = _binary("add", "a + b", lambda xp, g, _y, _a, _b: (g, g))
 subtract = _binary("subtract", "a - b", lambda xp, g, _y, _a, _b: (g, lambda: -g))
-multiply = _binary("multiply", "a * b", lambda xp, g, _y, a, b: (lambda: g * b, lambda: g * a))
+multiply = _binary("multiply", "a * b")
+multiply.vjps(lambda xp, g, _y, _a, b: g * b, lambda xp, g, _y, a, _b: g * a)
 maximum = _binary(
     "maximum", "The larger of a and b", lambda xp, g, _y, a, b: (lambda: g * _share(a, b), lambda: g * _share(b, a))
 )
