@@ -3,6 +3,7 @@
     python benchmarks/cpu.py --json cpu.json --plot cpu.png
     python benchmarks/cpu.py --stages steps --workloads d,f --threads 1
     python benchmarks/cpu.py --stages profile
+    python benchmarks/cpu.py --medians first.json second.json third.json
 
 Stages, in this order:
 
@@ -13,7 +14,8 @@ its two memory formats for images and its three implementations of optimizers, o
 these is a process of its own for each number of threads, without variables that would make BLAS take the processor for
 another one. The processes take turns, in an order that changes from round to round, and wait on a pipe meanwhile: only
 one computes at a time. A figure is the median of the rounds' medians. Stage same always runs first, and nothing is
-timed if the two sides do not compute the same. Without PyTorch, its columns are empty.
+timed if the two sides do not compute the same. Without PyTorch, its columns are empty. --medians runs nothing, and sums
+up what several runs have found.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,9 +87,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="PyTorch's networks compiled, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where all figures go")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a bar chart; curves go to FILE-scaling.png")
+    parser.add_argument("--medians", type=Path, nargs="+", metavar="FILE", help="of the ratios in several JSON files")
     args = parser.parse_args(argv)
     args.stages, args.workloads = args.stages.split(","), args.workloads.split(",")
-    for what, chosen, known in (("stage", args.stages, STAGES), ("workload", args.workloads, WORKLOADS)):
+    names: list[tuple[str, list[str], Mapping[str, Any]]] = [
+        ("stage", args.stages, STAGES), ("workload", args.workloads, WORKLOADS),
+    ]  # fmt: skip
+    for what, chosen, known in names:
         unknown = [name for name in chosen if name not in known]
         if unknown:
             parser.error(f"no {what} {', '.join(map(repr, unknown))}; there are: {', '.join(known)}")
@@ -104,6 +110,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stages; the exit status is 1 if the two sides do not compute the same, or a stage fails."""
     args = parse(argv)
+    if args.medians:
+        report.print_medians(args.medians)
+        return 0
     torch = torch_configurations(args.compile) if args.torch == "auto" else []
     with tempfile.TemporaryDirectory(prefix="gpunet-") as folder:
         session = Session(args.workloads, args.threads, torch, Path(folder), args.rounds, args.seconds)

@@ -34,8 +34,10 @@ class Stopwatch:
         self.calls: dict[tuple[str, str], int] = defaultdict(int)
         self._inside = [0.0]  # for each call under way, the time of those inside it
 
-    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, with a clock around it; also around functions that it returns, as derivatives do."""
+    def timed(self, name: str, function: Callable[..., Any], counts: bool = True) -> Callable[..., Any]:
+        """`function`, with a clock around it; also around functions that it returns, as derivatives do: calls of these
+        do not count.
+        """
 
         @wraps(function)
         def call(*args: Any, **params: Any) -> Any:
@@ -49,7 +51,7 @@ class Stopwatch:
                 self._inside[-1] += took
                 key = self.phase, name
                 self.seconds[key] += took - inside
-                self.calls[key] += 1
+                self.calls[key] += counts
             if type(result) is tuple:
                 return tuple(self._later(name, part) for part in result)
             return self._later(name, result)
@@ -59,7 +61,7 @@ class Stopwatch:
     def _later(self, name: str, part: Any) -> Any:
         if not callable(part):
             return part
-        timed = self.timed(name, part)
+        timed = self.timed(name, part, counts=False)
         return lambda: timed()  # the tape calls what is a plain function
 
 
@@ -67,7 +69,7 @@ class Stopwatch:
 def watching(stopwatch: Stopwatch) -> Iterator[None]:
     """Every op that there is, timed."""
     ops = [thing for thing in gc.get_objects() if isinstance(thing, Op)]
-    derivatives = [op.derivative for op in ops]
+    before = [(op.derivative, op.derivatives) for op in ops]
     implement = Op._implement
 
     def timed_implement(self: Op, backend: Any) -> Callable[..., Any]:
@@ -75,16 +77,19 @@ def watching(stopwatch: Stopwatch) -> Iterator[None]:
 
     Op._implement = timed_implement  # type: ignore[method-assign]
     try:
-        for op, derivative in zip(ops, derivatives):
+        for op, (derivative, derivatives) in zip(ops, before):
             op.implementations.clear()
             if derivative is not None:
                 op.derivative = stopwatch.timed(f"{op.name}'s derivative", derivative)
+            if derivatives is not None:
+                first, second = (stopwatch.timed(f"{op.name}'s derivative", part) for part in derivatives)
+                op.derivatives = first, second
         yield
     finally:
         Op._implement = implement  # type: ignore[method-assign]
-        for op, derivative in zip(ops, derivatives):
+        for op, (derivative, derivatives) in zip(ops, before):
             op.implementations.clear()
-            op.derivative = derivative
+            op.derivative, op.derivatives = derivative, derivatives
 
 
 def profile(make: Callable[[], Any], steps: int) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import statistics
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ def _cell(cell: Any, width: int) -> str:
 
 
 def counted(n: int, what: str) -> str:
-    """ "1 thread", "2 threads"."""
+    """A number of things: 1 thread, 2 threads."""
     return f"{n} {what}{'s' * (n != 1)}"
 
 
@@ -45,6 +48,41 @@ def ratio_of(row: dict[str, Any]) -> tuple[Any, Any]:
     if bar is None or ratio is None:
         return ratio, None
     return ratio, f"{bar:.2f}{' ' if ratio >= bar else '!'}"
+
+
+def print_medians(files: Sequence[Path]) -> None:
+    """A table of the ratios of several runs: their median, the smallest and the largest, and the bar."""
+    table = Table(("", 56), ("runs", 4), ("median", 6), ("least", 6), ("most", 6), ("bar", 6))
+    print("Best torch / gpunet.")
+    table.head()
+    found: dict[str, list[float]] = {}
+    bars: dict[str, float | None] = {}
+    for file in files:
+        for name, ratio, bar in _ratios(json.loads(file.read_text(encoding="utf-8"))["stages"]):
+            found.setdefault(name, []).append(ratio)
+            bars[name] = bar
+    for name, ratios in found.items():
+        row = {"ratio": statistics.median(ratios), "bar": bars[name]}
+        median, bar = ratio_of(row)
+        table.row(name, len(ratios), median, min(ratios), max(ratios), bar)
+
+
+def _ratios(stages: dict[str, Any]) -> Iterator[tuple[str, float, float | None]]:
+    """What each ratio of a run is of, the ratio, and its bar."""
+    for row in stages.get("steps", []):
+        if "ratio" in row:
+            what = "training step" if row["kind"] == "train" else "inference of one sample"
+            yield f"({row['workload']}) {what}, {counted(row['threads'], 'thread')}", row["ratio"], row["bar"]
+    for row in stages.get("overhead", []):
+        if "ratio" in row:
+            yield f"overhead: {row['op']}", row["ratio"], row["bar"]
+    for row in stages.get("busy", []):
+        if row["best_torch"]:
+            ours, theirs = (row["configurations"][name]["slowdown"] for name in ("gpunet", row["best_torch"]))
+            yield f"({row['workload']}) slowdown beside a busy core, torch's / gpunet's", theirs / ours, 1.0
+    for row in stages.get("memory", []):
+        if "ratio_peak" in row:
+            yield f"({row['workload']}) peak memory, {counted(row['threads'], 'thread')}", row["ratio_peak"], 1.0
 
 
 def bar_chart(report: dict[str, Any], file: Path) -> None:
@@ -71,7 +109,7 @@ def bar_chart(report: dict[str, Any], file: Path) -> None:
         axes.axhline(1.0, color=GREY, lw=0.8)
         axes.set_ylabel("times as fast as the best of PyTorch")
         axes.set_title(counted(n, "thread"))
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, file, _conditions(report))
 
@@ -99,6 +137,7 @@ def scaling_chart(report: dict[str, Any], file: Path) -> None:
             axes.plot(sizes, values, marker="o", ms=4, color=colour, label=label)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        axes.set_ylim(bottom=0.8 * min(map(min, curves.values())), top=1.25 * max(map(max, curves.values())))
         axes.set_xlabel("batch size" if key == "d" else "length T; 1024 tokens a batch, at most 16 sequences")
         axes.set_ylabel("µs a sample" if key == "d" else "µs a token")
         axes.set_title(f"({key}), {counted(threads, 'thread')}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ class Session:
         folder: of weights.
         rounds, slice_seconds: how often and how long each worker is timed.
         until: when the stage at work should end, on the monotonic clock.
-        report: the figures of all stages.
     """
 
     workloads: list[str]
@@ -32,7 +31,6 @@ class Session:
     rounds: int
     slice_seconds: float
     until: float = float("inf")
-    report: dict[str, Any] = field(default_factory=dict)
 
     def budget(self, share: float = 1.0) -> Budget:
         """For a part of what the stage has to do, the first of those left, which may take a share of the time left."""

@@ -73,6 +73,12 @@ def torch_configurations(compiled: bool) -> list[Configuration]:
     return found
 
 
+def environment_of(configuration: Configuration, threads: int) -> dict[str, str]:
+    """The variables of a worker's process."""
+    kept = {key: value for key, value in os.environ.items() if key not in OVERRIDES}
+    return kept | configuration.environment | dict.fromkeys(THREADS, str(threads))
+
+
 class WorkerError(RuntimeError):
     """A worker could not do what it was asked; the message says why, in its words."""
 
@@ -89,13 +95,12 @@ class Worker:
 
     def __init__(self, configuration: Configuration, threads: int, folder: Path, cores: Any = None) -> None:
         self.configuration = configuration
-        environment = {key: value for key, value in os.environ.items() if key not in OVERRIDES}
-        environment |= configuration.environment | dict.fromkeys(THREADS, str(threads))
         options = asdict(Options(threads=threads, **configuration.options))
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by close())
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.on_cpu.worker", json.dumps(options), str(folder)],
-            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+            cwd=ROOT, env=environment_of(configuration, threads),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
         )  # fmt: skip
         if cores is not None:
             os.sched_setaffinity(self._process.pid, cores)  # which threads that it starts later take over
@@ -119,16 +124,17 @@ class Worker:
             self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has ended, which reading its answer will show
+            pass  # it has ended, as reading its answer will show
         return self._answer()
 
     def close(self) -> None:
+        """End the process."""
         self._process.communicate()
         self._errors.close()
 
     def kill(self) -> None:
+        """End the process, whatever it is doing."""
         self._process.kill()
-        self.close()
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -156,8 +162,9 @@ def working(
         for worker in workers:
             worker.kill()
         raise
-    for worker in workers:
-        worker.close()
+    finally:
+        for worker in workers:
+            worker.close()
 
 
 class Budget:
