@@ -20,12 +20,17 @@ import numpy as np
 from gpunet.backends import backend_of_type
 from gpunet.dtypes import default_dtype, is_floating
 from gpunet.errors import DeviceError, DTypeError, GradientError, ShapeError
+from gpunet.ops import elementwise as ew
 from gpunet.ops.op import Op, describe
 from gpunet.ops.reduce import sum
 from gpunet.ops.shape import copy, reshape
 from gpunet.tensor import Memory, Tensor
 
 _clock = count(1).__next__  # next() on it is atomic under the GIL, so threads may record at the same time
+
+
+_new = object.__new__
+_NONE: dict[str, Any] = {}
 
 
 class _Mode(threading.local):
@@ -104,19 +109,27 @@ class Node:
         grad: of a leaf or a retained node, what `Tensor.grad` shows.
     """
 
+    __slots__ = (
+        "dtype", "grad", "inputs", "made", "memory", "op", "output", "params", "retains_grad", "saved", "shape",
+    )  # fmt: skip
+
     inputs: Sequence[Node | None] | None
     saved: Sequence[Any] | None
     params: dict[str, Any]
-    output: Any = None
-    memory: Memory | None = None
-    retains_grad = False
-    grad: Tensor | None = None
+    output: Any
+    memory: Memory | None
+    retains_grad: bool
+    grad: Tensor | None
 
     def __init__(self, op: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: Sequence[Node | None]) -> None:
         self.op = op
         self.shape = shape
         self.dtype = dtype
         self.inputs = inputs
+        self.saved = ()
+        self.params = _NONE
+        self.output = self.memory = self.grad = None
+        self.retains_grad = False
         self.made = _clock()
 
     @property
@@ -133,6 +146,8 @@ class Node:
 
 class Pair(Node):
     """A recorded op on two Tensors whose derivative needs the values of both, as an operator makes it."""
+
+    __slots__ = ()
 
 
 def leaf(tensor: Tensor) -> Node:
@@ -197,56 +212,72 @@ def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
         if type(y) is tuple:
             return _wrap_several(op, args, params, nodes, y, tracked)
         y = backend_of_type(type(y)).array_from(y)
-    out = Tensor.__new__(Tensor)
+    out = _new(Tensor)
     out.data = y
+    out._memory = None
     if tracked and _mode.enabled and op.derivative is not None and y.dtype.kind == "f":
         out._node = _node(op, args, params, nodes, y)
+    else:
+        out._node = None
     if op.view and (y.base is not None or y is raw[0]):  # else it is a copy, as of x[[0, 1]]
         out._is_view_of(args[0])
     return out
 
 
-def record_binary(op: Op, a: Tensor, b: Any) -> Any:
-    """`record` of an op on two arrays, as the operators call it: unrolled for two Tensors, being the hottest path."""
-    if not isinstance(b, Tensor):
-        return record(op, (a, b), _NONE)
-    x, z = a.data, b.data
-    kind = type(x)
-    try:
-        if type(z) is not kind:
-            raise _mixed(op, (a, b))
-        y = op.implementations[kind](x, z)
-    except Exception:
-        return record(op, (a, b), _NONE)  # which prepares what was not there yet, or fails again and explains why
-    if type(y) is not kind:
-        y = backend_of_type(type(y)).array_from(y)
-    out = _new(Tensor)
-    out.data = y
-    first, second = a._node, b._node
-    if (first is not None or second is not None) and _mode.enabled and op.derivative is not None:
-        dtype = y.dtype
-        if dtype.kind == "f":
-            inputs = (first, second)
-            if op.keeps_all:
-                node = _new(Pair)
-                node.saved = (a, b)
-            else:
-                node = _new(Node)
-                node.saved = inputs if op.keeps_none and None not in inputs else _saved(op, (a, b), inputs)
-            node.op = op
-            node.shape = y.shape
-            node.dtype = dtype
-            node.inputs = inputs
-            node.params = _NONE
-            if op.keeps_output:
-                node.output = y
-            node.made = _clock()
-            out._node = node
-    return out
+def _operator(op: Op) -> Callable[[Tensor, Any], Any]:
+    """`record` of an op on two arrays as an operator of Tensor: unrolled for two Tensors, being the hottest path."""
+    implementations, keeps_all, keeps_none, keeps_output = (
+        op.implementations, op.keeps_all, op.keeps_none, op.keeps_output
+    )  # fmt: skip
+    kind_of_node = Pair if keeps_all else Node
+
+    def operator(a: Tensor, b: Any) -> Any:
+        if not isinstance(b, Tensor):
+            return record(op, (a, b), _NONE)
+        x, z = a.data, b.data
+        kind = type(x)
+        try:
+            if type(z) is not kind:
+                raise _mixed(op, (a, b))
+            y = implementations[kind](x, z)
+        except Exception:
+            return record(op, (a, b), _NONE)  # which prepares what was not there yet, or fails again and explains why
+        if type(y) is not kind:
+            y = backend_of_type(type(y)).array_from(y)
+        out = _new(Tensor)
+        out.data = y
+        out._memory = None
+        first, second = a._node, b._node
+        if (first is None and second is None) or not _mode.enabled or y.dtype.kind != "f":
+            out._node = None
+            return out
+        out._node = node = _new(kind_of_node)
+        node.inputs = inputs = (first, second)
+        if keeps_all:
+            node.saved = (a, b)
+        else:
+            node.saved = inputs if keeps_none and None not in inputs else _saved(op, (a, b), inputs)
+        node.op = op
+        node.shape = y.shape
+        node.dtype = y.dtype
+        node.params = _NONE
+        node.output = y if keeps_output else None
+        node.memory = node.grad = None
+        node.retains_grad = False
+        node.made = _clock()
+        return out
+
+    return operator
 
 
-_new = object.__new__
-_NONE: dict[str, Any] = {}
+def _reflected(op: Op) -> Callable[[Tensor, Any], Any]:
+    """The operator where it is the second array that is a Tensor."""
+    return lambda b, a: record(op, (a, b), _NONE)
+
+
+for _name, _op in {"add": ew.add, "sub": ew.subtract, "mul": ew.multiply, "truediv": ew.divide}.items():
+    setattr(Tensor, f"__{_name}__", _operator(_op))
+    setattr(Tensor, f"__r{_name}__", _reflected(_op))
 
 
 def _node(op: Op, args: tuple[Any, ...], params: dict[str, Any], nodes: Sequence[Any], y: Any) -> Node:
@@ -283,9 +314,7 @@ class _Part:
 
 
 def _part(whole: Node, index: int, ys: tuple[Any, ...]) -> Node:
-    node = Node(_Part(index, len(ys)), ys[index].shape, ys[index].dtype, (whole,))
-    node.saved, node.params = (), _NONE
-    return node
+    return Node(_Part(index, len(ys)), ys[index].shape, ys[index].dtype, (whole,))
 
 
 def _wrap_several(op: Op, args: Any, params: Any, nodes: list[Any], ys: tuple[Any, ...], tracked: bool) -> Any:
@@ -299,8 +328,7 @@ def _wrap_several(op: Op, args: Any, params: Any, nodes: list[Any], ys: tuple[An
             whole.output, whole.memory = ys, Memory(())  # one record of writes for all outputs
     outs = []
     for i, y in enumerate(ys):
-        out = Tensor.__new__(Tensor)
-        out.data = y
+        out = Tensor._wrap(y)
         if whole is not None and y.dtype.kind == "f":
             out._node = _part(whole, i, ys)
             if whole.memory is not None:
@@ -380,7 +408,6 @@ _last_written = 0  # the time of the latest write to any Tensor: nodes made afte
 
 
 Op.record = staticmethod(record)
-Op.record_binary = staticmethod(record_binary)
 
 
 def _mixed(op: Op, args: tuple[Any, ...]) -> Exception:
@@ -425,6 +452,9 @@ def backward(
             was already used up; a value needed was changed in place.
     """
     _run(tensors, gradients, None, retain_graph, create_graph)
+
+
+Op.backward = staticmethod(backward)
 
 
 def grad(
@@ -483,11 +513,10 @@ def _run(
     pending: dict[Node, Any] = {}
     owned: set[int] = set()  # ids of arrays that are somebody's already
     for t, g in zip(roots, gradients):
-        seed = _seed(t, g, create_graph)
+        node, seed = t._node, _seed(t, g, create_graph)
+        assert node is not None
         if g is not None:
             owned.add(id(seed.data if create_graph else seed))
-        node = t._node
-        assert node is not None
         pending[node] = pending[node] + seed if node in pending else seed
     order = _reachable(list(pending))
     wanted = None if targets is None else _leading_to(order, targets)
@@ -499,11 +528,11 @@ def _run(
         elif node in targets:
             results[node] = _own(g, owned)
 
-    tensor, before = roots[0], _mode.enabled
-    backend = tensor._backend()
+    data, before = roots[0].data, _mode.enabled
+    backend = backend_of_type(type(data))
     _mode.enabled = create_graph
     try:
-        with backend.on(backend.device_of(tensor.data)):
+        with backend.on(backend.device_of(data)):
             _flow(order, pending, wanted, keep, create_graph, retain_graph)
             for leaf, g in pending.items():
                 keep(leaf, g)
@@ -528,9 +557,10 @@ def _seed(tensor: Tensor, gradient: Any, create_graph: bool) -> Any:
         return Tensor._wrap(seed) if create_graph else seed
     if not isinstance(gradient, Tensor):
         gradient = Tensor._wrap(tensor._backend().xp.asarray(gradient, dtype=tensor.dtype))
-    if gradient.shape != tensor.shape:
+    data, seed = tensor.data, gradient.data
+    if seed.shape != data.shape:
         raise ShapeError(f"the gradient must have the tensor's shape {tensor.shape}, got {gradient.shape}")
-    if gradient.device != tensor.device:
+    if type(seed) is not type(data) or not tensor._backend().same_device([seed, data]):
         raise DeviceError(f"the gradient is on {gradient.device}, the tensor on {tensor.device}")
     return gradient if create_graph else gradient.data
 
@@ -605,17 +635,20 @@ def _flow(
         if type(g) is not kind and not create_graph and type(g) is not tuple:  # the first, or from another device
             kind = type(g)
             xp = backend_of_type(kind).xp
-        y = node.output
-        y = node if y is None else _output(node, y, create_graph)
-        if type(node) is Pair and op.derivatives is not None and node.made > _last_written and not create_graph:
+        whole = True  # whether what is found has the shape and dtype of the node, so that they need not be asked for
+        if op.passes_on:
+            found: Any = (g, g)
+        elif type(node) is Pair and op.derivatives is not None and node.made > _last_written and not create_graph:
             left, right = op.derivatives
-            (first, second), (a, b) = inputs, node.saved  # type: ignore[misc]
+            (first, second), (a, b), y = inputs, node.saved, node.output  # type: ignore[misc]
             found = (
                 None if first is None else left(xp, g, y, a.data, b.data),
                 None if second is None else right(xp, g, y, a.data, b.data),
             )
         else:
+            whole = False
             values: Any = node.saved if op.keeps_none else _values(node, create_graph)
+            y = node if node.output is None else _output(node, create_graph)
             params = node.params
             if params or op.defaults:
                 found = derivative(xp, g, y, *values, **{**op.defaults, **params})
@@ -628,7 +661,7 @@ def _flow(
                 continue
             if type(gi) is FunctionType:
                 gi = gi()
-            same = node if gi is g else gi  # what was passed on has the node's shape, which is quicker to ask for
+            same = node if whole or gi is g else gi
             if same.shape != parent.shape:
                 gi = _unbroadcast(gi, parent.shape, op)
             if same.dtype is not parent.dtype and same.dtype != parent.dtype:
@@ -644,9 +677,7 @@ def _flow(
                 if not create_graph:
                     summed.add(parent)
         if not retain_graph:
-            node.inputs = node.saved = None
-            if y is not node:  # most keep none, and giving them the attribute now would cost
-                node.output = None
+            node.inputs = node.saved = node.output = None
 
 
 def _values(node: Node, create_graph: bool) -> list[Any]:
@@ -663,8 +694,9 @@ def _values(node: Node, create_graph: bool) -> list[Any]:
     return values
 
 
-def _output(node: Node, y: Any, create_graph: bool) -> Any:
+def _output(node: Node, create_graph: bool) -> Any:
     """The saved output of a node, likewise."""
+    y = node.output
     if node.memory is not None and node.memory.written > node.made:
         raise _changed(node.op, "its output", node.shape)
     if not create_graph:
@@ -709,12 +741,13 @@ def _cast_gradient(xp: Any, g: Any, dtype: np.dtype) -> Any:
 def _accumulate(node: Node, g: Any, owned: set[int]) -> None:
     """Add a gradient to what `Tensor.grad` shows. A leaf's gradient is its own memory, so that it can be written to."""
     with _accumulating:
-        if node.grad is None:
+        before = node.grad
+        if before is None:
             node.grad = _own(g, owned)
         elif isinstance(g, Tensor):
-            node.grad = node.grad + g
+            node.grad = before + g
         else:
-            total = node.grad.data + g
+            total = before.data + g
             node.grad = Tensor._wrap(backend_of_type(type(total)).array_from(total))
 
 
@@ -724,10 +757,12 @@ _accumulating = threading.Lock()  # several threads may differentiate with respe
 def _own(g: Any, owned: set[int]) -> Tensor:
     """`g` as a Tensor; a copy where another gradient, the caller's array or a view shares its memory."""
     if not isinstance(g, Tensor):
-        g = Tensor._wrap(backend_of_type(type(g)).array_from(g))
-    if g.data.base is not None or id(g.data) in owned:
+        g = Tensor._wrap(g if type(g) is np.ndarray else backend_of_type(type(g)).array_from(g))
+    data = g.data
+    if data.base is not None or id(data) in owned:
         g = copy(g)
-    owned.add(id(g.data))
+        data = g.data
+    owned.add(id(data))
     return g
 
 

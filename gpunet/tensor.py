@@ -43,6 +43,9 @@ _HINTS = {
 }
 
 
+_new = object.__new__
+
+
 class Memory:
     """What Tensors that share their elements have in common: when these were last written to in place.
 
@@ -67,15 +70,18 @@ class Tensor(Traced):
         data: the raw array, a numpy.ndarray or a cupy.ndarray. Writing to it directly goes unnoticed by the tape.
     """
 
+    __slots__ = ("__weakref__", "_memory", "_node", "data")
+
     data: Any
-    _node: Node | None = None  # where it stands on the tape; None: it does not require gradients
-    _memory: Memory | None = None  # what it has in common with the Tensors that share its elements, if any do
+    _node: Node | None  # where it stands on the tape; None: it does not require gradients
+    _memory: Memory | None  # what it has in common with the Tensors that share its elements, if any do
 
     __array_ufunc__ = None  # numpy_array + tensor is the tensor's to answer
     __array_priority__ = 1000
     __hash__ = object.__hash__
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
+        self._node = self._memory = None
         if isinstance(data, Tensor):
             self._is_view_of(data)
             data = data.data
@@ -86,10 +92,10 @@ class Tensor(Traced):
     @staticmethod
     def _wrap(data: Any, node: Node | None = None) -> Tensor:
         """A Tensor of a raw array, without a check."""
-        t = Tensor.__new__(Tensor)
+        t = _new(Tensor)
         t.data = data
-        if node is not None:
-            t._node = node
+        t._node = node
+        t._memory = None
         return t
 
     if not TYPE_CHECKING:  # a type checker would take it for a promise of any attribute
@@ -229,9 +235,7 @@ class Tensor(Traced):
         Raises:
             GradientError: see `gpunet.autograd.backward`.
         """
-        from gpunet import autograd
-
-        autograd.backward([self], [gradient], retain_graph=retain_graph, create_graph=create_graph)
+        Op.backward([self], [gradient], retain_graph=retain_graph, create_graph=create_graph)
 
     def detach(self) -> Tensor:
         """The same memory, off the tape."""
@@ -318,6 +322,7 @@ class Tensor(Traced):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         t = type(self).__new__(type(self))
+        t._node = t._memory = None
         memo[id(self)] = t
         if not self.is_leaf:
             raise GradientError("only tensors that no op made can be deep-copied; use x.detach().copy()")
@@ -385,47 +390,42 @@ class Tensor(Traced):
 
     # --- operators
 
-    def __add__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.add, self, other)
+    # Those of arithmetic are made where ops are recorded, in gpunet/autograd.py, which can do so at a lower cost.
+    if TYPE_CHECKING:
 
-    def __radd__(self, other: Any) -> Tensor:
-        return Op.record(ew.add, (other, self), {})
+        def __add__(self, other: Any) -> Tensor: ...
 
-    def __sub__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.subtract, self, other)
+        def __radd__(self, other: Any) -> Tensor: ...
 
-    def __rsub__(self, other: Any) -> Tensor:
-        return Op.record(ew.subtract, (other, self), {})
+        def __sub__(self, other: Any) -> Tensor: ...
 
-    def __mul__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.multiply, self, other)
+        def __rsub__(self, other: Any) -> Tensor: ...
 
-    def __rmul__(self, other: Any) -> Tensor:
-        return Op.record(ew.multiply, (other, self), {})
+        def __mul__(self, other: Any) -> Tensor: ...
 
-    def __truediv__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.divide, self, other)
+        def __rmul__(self, other: Any) -> Tensor: ...
 
-    def __rtruediv__(self, other: Any) -> Tensor:
-        return Op.record(ew.divide, (other, self), {})
+        def __truediv__(self, other: Any) -> Tensor: ...
+
+        def __rtruediv__(self, other: Any) -> Tensor: ...
 
     def __floordiv__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.floor_divide, self, other)
+        return ew.floor_divide(self, other)
 
     def __rfloordiv__(self, other: Any) -> Tensor:
-        return Op.record(ew.floor_divide, (other, self), {})
+        return ew.floor_divide(other, self)
 
     def __mod__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.remainder, self, other)
+        return ew.remainder(self, other)
 
     def __rmod__(self, other: Any) -> Tensor:
-        return Op.record(ew.remainder, (other, self), {})
+        return ew.remainder(other, self)
 
     def __pow__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.pow, self, other)
+        return ew.pow(self, other)
 
     def __rpow__(self, other: Any) -> Tensor:
-        return Op.record(ew.pow, (other, self), {})
+        return ew.pow(other, self)
 
     def __matmul__(self, other: Any) -> Tensor:
         return matmul.matmul(self, other)
@@ -443,52 +443,52 @@ class Tensor(Traced):
         return ew.abs(self)
 
     def __eq__(self, other: Any) -> Any:
-        return Op.record_binary(ew.equal, self, other)
+        return ew.equal(self, other)
 
     def __ne__(self, other: Any) -> Any:
-        return Op.record_binary(ew.not_equal, self, other)
+        return ew.not_equal(self, other)
 
     def __lt__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.less, self, other)
+        return ew.less(self, other)
 
     def __le__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.less_equal, self, other)
+        return ew.less_equal(self, other)
 
     def __gt__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.greater, self, other)
+        return ew.greater(self, other)
 
     def __ge__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.greater_equal, self, other)
+        return ew.greater_equal(self, other)
 
     def __and__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.bitwise_and, self, other)
+        return ew.bitwise_and(self, other)
 
     def __rand__(self, other: Any) -> Tensor:
-        return Op.record(ew.bitwise_and, (other, self), {})
+        return ew.bitwise_and(other, self)
 
     def __or__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.bitwise_or, self, other)
+        return ew.bitwise_or(self, other)
 
     def __ror__(self, other: Any) -> Tensor:
-        return Op.record(ew.bitwise_or, (other, self), {})
+        return ew.bitwise_or(other, self)
 
     def __xor__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.bitwise_xor, self, other)
+        return ew.bitwise_xor(self, other)
 
     def __rxor__(self, other: Any) -> Tensor:
-        return Op.record(ew.bitwise_xor, (other, self), {})
+        return ew.bitwise_xor(other, self)
 
     def __lshift__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.bitwise_left_shift, self, other)
+        return ew.bitwise_left_shift(self, other)
 
     def __rlshift__(self, other: Any) -> Tensor:
-        return Op.record(ew.bitwise_left_shift, (other, self), {})
+        return ew.bitwise_left_shift(other, self)
 
     def __rshift__(self, other: Any) -> Tensor:
-        return Op.record_binary(ew.bitwise_right_shift, self, other)
+        return ew.bitwise_right_shift(self, other)
 
     def __rrshift__(self, other: Any) -> Tensor:
-        return Op.record(ew.bitwise_right_shift, (other, self), {})
+        return ew.bitwise_right_shift(other, self)
 
     def __invert__(self) -> Tensor:
         return ew.bitwise_invert(self)

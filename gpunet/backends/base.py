@@ -11,6 +11,8 @@ from gpunet.backends.device import Device
 if TYPE_CHECKING:
     import numpy as np
 
+_NOTHING = nullcontext()
+
 
 class Backend:
     """An array module plus, where the device runs kernels, a launcher.
@@ -42,7 +44,7 @@ class Backend:
 
     def on(self, device: Device) -> AbstractContextManager[Any]:
         """A context in which new arrays are created on `device`."""
-        return nullcontext()
+        return _NOTHING
 
     def owns(self, kind: type) -> bool:
         """Whether objects of class `kind` are this backend's arrays."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gpunet.dtypes import default_dtype
-from gpunet.ops.op import Op, op
+from gpunet.ops.op import Op, op, pass_on
 
 
 def _unary(name: str, formula: str, vjp: Callable[..., Any] | None = None, **flags: bool) -> Op:
@@ -59,7 +59,8 @@ def _flat(xp: Any, g: Any, _y: Any, _x: Any) -> Any:
 
 # --- arithmetic
 
-add = _binary("add", "a + b", lambda xp, g, _y, _a, _b: (g, g))
+add = _binary("add", "a + b")
+add.vjps(pass_on, pass_on)
 subtract = _binary("subtract", "a - b", lambda xp, g, _y, _a, _b: (g, lambda: -g))
 multiply = _binary("multiply", "a * b")
 multiply.vjps(lambda xp, g, _y, _a, b: g * b, lambda xp, g, _y, a, _b: g * a)

@@ -35,6 +35,8 @@ from gpunet.errors import DeviceError, DTypeError
 class Traced:
     """Base of Tensor: an object that an op hands to the tape instead of running on it directly."""
 
+    __slots__ = ()
+
     data: Any
 
 
@@ -79,9 +81,9 @@ def kernels_mode() -> str:
 class Op:
     """An operation: its reference, its derivative, its kernel candidates. Made by `op`; see the module's docstring."""
 
-    # Set by gpunet.autograd, which stands on the floor above: runs an op on Tensors and records it.
+    # Set by gpunet.autograd, which stands on the floor above: running an op on Tensors, recorded, and the way back.
     record: Callable[[Op, tuple[Any, ...], dict[str, Any]], Any]
-    record_binary: Callable[[Op, Any, Any], Any]
+    backward: Callable[..., None]
 
     def __init__(
         self, reference: Callable[..., Any], *, view: bool = False, promotes: bool = False, direct: bool = False
@@ -100,6 +102,7 @@ class Op:
         self.defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
         self.derivative: Callable[..., Any] | None = None
         self.derivatives: tuple[Callable[..., Any], ...] | None = None  # for each input, where they are separate
+        self.passes_on = False  # whether the gradient of the output, as it is, is that of both inputs
         self.keeps_output = False
         self.keeps: tuple[bool, ...] = ()  # for each input: whether the derivative needs its value
         self.keeps_all = self.keeps_none = False
@@ -171,6 +174,7 @@ class Op:
             return tuple((lambda d=d: d(xp, g, y, *inputs)) for d in derivatives)
 
         self.derivative, self.derivatives = derivative, derivatives
+        self.passes_on = all(d is pass_on for d in derivatives)
         self._keep(keeps)
 
     def _keep(self, keeps: Iterable[bool]) -> None:
@@ -247,6 +251,11 @@ class Op:
 
     def __repr__(self) -> str:
         return f"<op {self.name}{self.__signature__}>"
+
+
+def pass_on(_xp: Any, g: Any, _y: Any, _a: Any, _b: Any) -> Any:
+    """For `Op.vjps`: the derivative of a sum with respect to either of its terms."""
+    return g
 
 
 def _always() -> bool:
