@@ -18,7 +18,7 @@ import numpy as np
 
 import gpunet as gn
 from gpunet import random
-from gpunet.autograd import no_grad
+from gpunet.autograd import mark_written
 from gpunet.dtypes import accumulation_dtype, float32, is_floating
 from gpunet.errors import DTypeError, ShapeError
 from gpunet.nn.arguments import check_batch, check_channels, check_floating, integers, named_padding, probability
@@ -29,6 +29,7 @@ from gpunet.ops import loss as loss_ops
 from gpunet.ops import random as random_ops
 from gpunet.ops.elementwise import elu, leaky_relu, relu, sigmoid, silu, tanh
 from gpunet.ops.matmul import linear
+from gpunet.ops.op import raw
 from gpunet.ops.softmax import log_softmax, softmax
 from gpunet.tensor import Tensor
 
@@ -297,13 +298,11 @@ def batch_norm(
                 "use a larger batch (DataLoader(drop_last=True) leaves out a last one of one sample), or model.eval()"
             )
         statistics = norm.moments(x.data, axes=(0, *range(2, x.ndim)))
-        mean, var = (Tensor(s).reshape(-1) for s in statistics)
-        with no_grad():
-            if running_mean is not None:
-                running_mean += (mean - running_mean) * momentum
-            if running_var is not None:
-                running_var += (var * (values / (values - 1)) - running_var) * momentum
-        return norm.batch_norm(x, weight, bias, eps=eps, statistics=statistics)
+        y = norm.batch_norm(x, weight, bias, eps=eps, statistics=statistics)
+        unbias = values / (values - 1)
+        norm.update_running(*statistics, raw(running_mean), raw(running_var), momentum=momentum, unbias=unbias)
+        mark_written(p for p in (running_mean, running_var) if p is not None)
+        return y
     if running_mean is None or running_var is None:
         raise ValueError("batch_norm: without training, it needs running_mean and running_var")
     scale = 1.0 / gn.sqrt(running_var + eps)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
 from math import prod
 from typing import Any
 
+import numpy as np
+
+from gpunet.backends import threads
 from gpunet.dtypes import float32
 from gpunet.errors import DTypeError, ShapeError
 from gpunet.ops.op import Traced, op
@@ -22,6 +26,52 @@ def _wide(xp: Any, x: Any) -> Any:
     return xp.astype(x, float32) if x.dtype == "float16" else x
 
 
+def _is_of_channels(x: Any, axes: tuple[int, ...], *parameters: Any) -> bool:
+    """Whether the CPU's kernels for channels take x (N, C, *) and what goes with it: (C, 1, …) or None."""
+    return (
+        x.dtype == float32
+        and x.ndim > 1
+        and x.size > 0
+        and axes == (0, *range(2, x.ndim))
+        and all(
+            p is None or (p.dtype == float32 and p.ndim == x.ndim - 1 and p.shape[0] == p.size == x.shape[1])
+            for p in parameters
+        )
+    )
+
+
+def _is_of_rows(x: Any, axes: tuple[int, ...], *parameters: Any) -> bool:
+    """Whether the CPU's kernels for rows take x (*, D) and what goes with it: (D) or None, for one or more axes D."""
+    return (
+        x.dtype == float32
+        and x.size > 0
+        and x.flags.c_contiguous
+        and axes == tuple(range(x.ndim - len(axes), x.ndim))
+        and all(
+            p is None or (p.dtype == float32 and p.flags.c_contiguous and p.shape == x.shape[x.ndim - len(axes) :])
+            for p in parameters
+        )
+    )
+
+
+def _in_blocks(native: Any, x: np.ndarray) -> tuple[np.ndarray, int]:
+    """x as the kernels for channels take it, a copy if need be; and how many blocks they divide it into."""
+    blocks = native.norm_blocks(x)
+    if not blocks:
+        x = np.ascontiguousarray(x)
+        blocks = native.norm_blocks(x)
+    return x, blocks
+
+
+def _like(g: Any, x: np.ndarray) -> np.ndarray:
+    """g (of another layout, broadcast) as x lies in memory."""
+    if g.dtype == float32 and g.strides == x.strides:
+        return g
+    copy = np.empty_like(x)
+    copy[...] = g
+    return copy
+
+
 @op
 def moments(xp, x, *, axes):
     """The mean and the biased variance of x over `axes`, which are kept with length one. Not differentiable.
@@ -29,6 +79,45 @@ def moments(xp, x, *, axes):
     Of float16 they are float32: squares overflow float16 from 256 on.
     """
     return _moments(xp, _wide(xp, x), axes)
+
+
+@moments.kernel("norm", platform="cpu", when=lambda x, *, axes: _is_of_channels(x, axes))
+def _(native, x, *, axes):
+    return _channel_moments(native, *_in_blocks(native, x))
+
+
+def _channel_moments(native: Any, x: np.ndarray, blocks: int) -> tuple[np.ndarray, np.ndarray]:
+    channels = x.shape[1]
+    partials = np.empty((blocks, 2, channels), float32)
+    threads.split(blocks, partial(native.norm_moments, x, partials), x.size)
+    mean = np.empty((1, channels, *(1,) * (x.ndim - 2)), float32)
+    variance = np.empty_like(mean)
+    native.norm_combine(x, partials, mean, variance)
+    return mean, variance
+
+
+@op
+def update_running(xp, mean, variance, running_mean=None, running_var=None, *, momentum, unbias):
+    """Move running statistics (C,), in place, towards the mean and variance (1, C, …) of a batch.
+
+    Args:
+        running_mean, running_var: None where one is not kept.
+        momentum: new = (1 - momentum) * old + momentum * the batch's.
+        unbias: what the variance is multiplied by first.
+    """
+    if running_mean is not None:
+        running_mean += (mean.reshape(-1) - running_mean) * momentum
+    if running_var is not None:
+        running_var += (variance.reshape(-1) * unbias - running_var) * momentum
+
+
+@update_running.kernel(
+    "norm",
+    platform="cpu",
+    when=lambda *arrays, **_: all(a is not None and a.dtype == float32 and a.flags.c_contiguous for a in arrays),
+)
+def _(native, mean, variance, running_mean, running_var, *, momentum, unbias):
+    native.norm_running(running_mean, running_var, mean, variance, momentum, unbias)
 
 
 @op
@@ -61,12 +150,50 @@ def normalize(xp, x, weight=None, bias=None, *, axes, eps, statistics=None):
     return y if y.dtype == x.dtype else xp.astype(y, x.dtype)
 
 
+@normalize.kernel(
+    "norm", platform="cpu", when=lambda x, weight, bias, *, axes, **_: _is_of_channels(x, axes, weight, bias)
+)
+def _(native, x, weight, bias, *, axes, eps, statistics):
+    x, blocks = _in_blocks(native, x)
+    mean, variance = statistics or _channel_moments(native, x, blocks)
+    y = np.empty_like(x)
+    threads.split(blocks, partial(native.norm_apply, x, mean, variance, weight, bias, y, eps), 2 * x.size)
+    return y
+
+
+@normalize.kernel(
+    "norm",
+    platform="cpu",
+    when=lambda x, weight, bias, *, axes, statistics, **_: statistics is None and _is_of_rows(x, axes, weight, bias),
+)
+def _(native, x, weight, bias, *, axes, eps, statistics):
+    columns = prod(x.shape[a] for a in axes)
+    y = np.empty_like(x)
+    threads.split(x.size // columns, partial(native.rows_apply, x, weight, bias, y, columns, eps), 2 * x.size)
+    return y
+
+
 @normalize.vjp
 def _(xp, g, _y, x, weight, _bias, *, axes, eps, statistics):
+    if isinstance(g, Traced):  # to be differentiated again, the statistics must be functions of x
+        return _gradients(xp, g, x, weight, axes, eps, None)
+    found = cache(lambda: normalize_grad(g, x, weight, axes=axes, eps=eps, statistics=statistics))
+    return (lambda: found()[0]), (lambda: found()[1]), (lambda: found()[2])
+
+
+@op
+def normalize_grad(xp, g, x, weight=None, *, axes, eps, statistics=None):
+    """The gradients of `normalize` with respect to x, weight and bias, given that of its result. Not differentiable.
+
+    Those of weight and bias may have the shape that these broadcast to.
+    """
+    return tuple(find() for find in _gradients(xp, g, x, weight, axes, eps, statistics))
+
+
+def _gradients(xp: Any, g: Any, x: Any, weight: Any, axes: Any, eps: float, statistics: Any) -> Any:
+    """What finds the gradients of x, weight and bias."""
     g, x = _wide(xp, g), _wide(xp, x)
-    if statistics is None or isinstance(g, Traced):  # to be differentiated again, they must be functions of x
-        statistics = _moments(xp, x, axes)
-    mean, variance = statistics
+    mean, variance = statistics or _moments(xp, x, axes)
     scale = 1.0 / xp.sqrt(variance + eps)
     n = prod(x.shape[a] for a in axes)
     hat = (x - mean) * scale
@@ -77,6 +204,43 @@ def _(xp, g, _y, x, weight, _bias, *, axes, eps, statistics):
         return (gw - shared * (1.0 / n)) * scale
 
     return to_input, (lambda: g * hat), (lambda: g)
+
+
+@normalize_grad.kernel("norm", platform="cpu", when=lambda g, x, weight, *, axes, **_: _is_of_channels(x, axes, weight))
+def _(native, g, x, weight, *, axes, eps, statistics):
+    x, blocks = _in_blocks(native, x)
+    g = _like(g, x)
+    mean, variance = statistics or _channel_moments(native, x, blocks)
+    partials = np.empty((blocks, 2, x.shape[1]), float32)
+    threads.split(blocks, partial(native.norm_grad_sums, g, x, mean, partials), 2 * x.size)
+    grad_weight = np.empty(mean.shape[1:], float32)
+    grad_bias = np.empty_like(grad_weight)
+    native.norm_grad_combine(partials, variance, grad_weight, grad_bias, eps)
+    dx = np.empty_like(x)
+    work = partial(native.norm_grad_apply, g, x, mean, variance, weight, grad_weight, grad_bias, dx, eps)
+    threads.split(blocks, work, 3 * x.size)
+    return dx, grad_weight, grad_bias
+
+
+@normalize_grad.kernel(
+    "norm",
+    platform="cpu",
+    when=lambda g, x, weight, *, axes, statistics, **_: statistics is None and _is_of_rows(x, axes, weight),
+)
+def _(native, g, x, weight, *, axes, eps, statistics):
+    columns = prod(x.shape[a] for a in axes)
+    rows = x.size // columns
+    height = max(16, -(-rows // 64))  # of a block, whose sums are found on their own: the results depend on no threads
+    blocks = -(-rows // height)
+    g = _like(g, x)
+    dx = np.empty_like(x)
+    partials = np.empty((blocks, 2, columns), float32)
+    work = partial(native.rows_grad, g, x, weight, dx, partials, rows, columns, height, eps)
+    threads.split(blocks, work, 3 * x.size)
+    grad_weight = np.empty(x.shape[x.ndim - len(axes) :], float32)
+    grad_bias = np.empty_like(grad_weight)
+    native.rows_grad_combine(partials, grad_weight, grad_bias)
+    return dx, grad_weight, grad_bias
 
 
 def batch_norm(x: Any, weight: Any, bias: Any, *, eps: float, statistics: Any) -> Any:
