@@ -32,8 +32,8 @@ _FLAGS = (
     "-shared", "-fvisibility=hidden", "-Wno-psabi", "-Wno-ignored-attributes",
 )  # fmt: skip
 _DECLARATION = re.compile(r"^KERNEL (void|long) (\w+)\(([^)]*)\)", re.MULTILINE)
-_TYPES = {"const Array*": ctypes.py_object, "long": ctypes.c_long, "int": ctypes.c_int, "float": ctypes.c_float,
-          "double": ctypes.c_double}  # fmt: skip
+_TYPES = {"const Array*": ctypes.py_object, "const Arrays*": ctypes.py_object, "long": ctypes.c_long,
+          "int": ctypes.c_int, "float": ctypes.c_float, "double": ctypes.c_double}  # fmt: skip
 
 
 class Library:
@@ -69,7 +69,9 @@ class Library:
             return False
         functions.pop("gn_set_none")(None)
         probe = np.full((2, 3), 4.0, np.float32)
-        if functions.pop("gn_probe")(probe) != probe.ndim + 3 + 12 + 4:
+        seen = functions.pop("gn_probe")(probe)
+        seen_in_tuple = functions.pop("gn_probe_tuple")((np.ones(1, np.float32), probe))
+        if seen != probe.ndim + 3 + 12 + 4 or seen_in_tuple != 2 + seen + 1:
             return False  # another Python or NumPy, whose arrays look different in memory
         self.__dict__.update(functions)
         return True
@@ -110,7 +112,8 @@ def _compiled(name: str) -> Path:
     compiler = find_compiler()
     assert compiler is not None
     folder = kernel_folder() / "cpu"
-    flags = [*_FLAGS, f"-DGN_OBJECT_HEAD={object.__basicsize__}", *_sanitizer()]
+    heads = [f"-DGN_OBJECT_HEAD={object.__basicsize__}", f"-DGN_TUPLE_HEAD={tuple.__basicsize__}"]
+    flags = [*_FLAGS, *heads, *_sanitizer()]
 
     def make(target: Path) -> None:
         compile_host([*flags, f"-I{folder}", str(folder / f"{name}.cpp"), "-o", str(target)], f"kernels/cpu/{name}.cpp")

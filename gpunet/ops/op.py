@@ -45,7 +45,7 @@ class Kernel(NamedTuple):
 
     platform: str
     name: str
-    when: Callable[..., bool]
+    when: Callable[..., bool] | None
     launch: Callable[..., Any]
 
 
@@ -183,10 +183,10 @@ class Op:
         self.keeps_none = not any(self.keeps)
 
     def kernel(
-        self, name: str, *, platform: str = "cuda", when: Callable[..., bool] = lambda *args, **params: True
+        self, name: str, *, platform: str = "cuda", when: Callable[..., bool] | None = None
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Declare a kernel candidate: `launch(launcher(name), *arrays, **params)`, used where `when(*arrays, **params)`
-        is true, unless it returns NotImplemented.
+        is true or there is none, unless it returns NotImplemented.
 
         Candidates are tried in the order of their declaration. On the platform "cpu", launcher(name) holds the
         functions of kernels/cpu/NAME.cpp.
@@ -227,7 +227,7 @@ class Op:
                 if self.defaults:
                     params = self.defaults | params
                 for when, usable, launch in candidates:
-                    if when(*args, **params) and usable():
+                    if (when is None or when(*args, **params)) and usable():
                         y = launch(*args, **params)
                         if y is not NotImplemented:
                             return y

@@ -11,13 +11,32 @@ float16 parameters are updated in float32, in which their state is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import sqrt
 from typing import Any
 
-from gpunet.backends import backend_of_type
+from gpunet.backends import backend_of_type, threads
 from gpunet.dtypes import accumulation_dtype
 from gpunet.ops.op import op
+
+
+def _in_one_pass(
+    kernel: Callable[..., int], params: Sequence[Any], grads: Sequence[Any], state: tuple[Any, ...], numbers: Any
+) -> Any:
+    """Run a rule of kernels/cpu/optimizer.cpp; NotImplemented, before anything is changed, if the arrays do not fit."""
+    ps, gs, size = tuple(params), tuple(grads), 0
+    for p in ps:
+        size += p.size
+    if ps[0].dtype.char != "f":
+        return NotImplemented
+    if size < _SMALL:
+        return None if kernel(ps, gs, *state, 0, size, *numbers) else NotImplemented
+    fits = []
+    threads.split(size, lambda start, stop: fits.append(kernel(ps, gs, *state, start, stop, *numbers)), 4 * size)
+    return None if all(fits) else NotImplemented
+
+
+_SMALL = 10_000  # elements that one thread updates before another would have begun
 
 
 @op
@@ -34,6 +53,12 @@ def sgd(
                 buffer += g if dampening == 0 else (1.0 - dampening) * g
             g = g + momentum * buffer if nesterov else buffer
         p -= lr * g
+
+
+@sgd.kernel("optimizer", platform="cpu")
+def _(native, params, grads, momentum_buffer, *, lr, momentum, dampening, weight_decay, nesterov, maximize, first):
+    numbers = (lr, momentum, 1.0 - dampening, weight_decay, nesterov, maximize, first)
+    return _in_one_pass(native.sgd, params, grads, (momentum_buffer,), numbers)
 
 
 @op
@@ -72,6 +97,18 @@ def adam(
         p -= s
 
 
+@adam.kernel("optimizer", platform="cpu")
+def _(
+    native, params, grads, exp_avg, exp_avg_sq, max_exp_avg_sq, *, step, lr, beta1, beta2, eps, weight_decay, decoupled,
+    maximize,
+):  # fmt: skip
+    scale = sqrt(1.0 - beta2**step)
+    rate = lr * scale / (1.0 - beta1**step)
+    decay, shrink = (0.0, 1.0 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
+    numbers = (rate, 1.0 - beta1, beta2, 1.0 - beta2, eps * scale, decay, shrink, maximize)
+    return _in_one_pass(native.adam, params, grads, (exp_avg, exp_avg_sq, max_exp_avg_sq), numbers)
+
+
 @op
 def rmsprop(
     xp, params, grads, square_avg, grad_avg, momentum_buffer, *, lr, alpha, eps, weight_decay, momentum, maximize
@@ -104,6 +141,14 @@ def rmsprop(
         p -= s
 
 
+@rmsprop.kernel("optimizer", platform="cpu")
+def _(
+    native, params, grads, square_avg, grad_avg, momentum_buffer, *, lr, alpha, eps, weight_decay, momentum, maximize
+):  # fmt: skip
+    numbers = (lr, alpha, 1.0 - alpha, eps, weight_decay, momentum, maximize)
+    return _in_one_pass(native.rmsprop, params, grads, (square_avg, grad_avg, momentum_buffer), numbers)
+
+
 @op
 def adagrad(xp, params, grads, sum, *, step, lr, lr_decay, eps, weight_decay, maximize):
     """Adagrad (Duchi, Hazan and Singer, 2011). `step` counts from 1."""
@@ -116,6 +161,12 @@ def adagrad(xp, params, grads, sum, *, step, lr, lr_decay, eps, weight_decay, ma
         xp.divide(g, s, s)
         s *= rate
         p -= s
+
+
+@adagrad.kernel("optimizer", platform="cpu")
+def _(native, params, grads, sum, *, step, lr, lr_decay, eps, weight_decay, maximize):
+    numbers = (lr / (1.0 + (step - 1) * lr_decay), eps, weight_decay, maximize)
+    return _in_one_pass(native.adagrad, params, grads, (sum,), numbers)
 
 
 def _blocks(

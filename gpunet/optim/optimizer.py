@@ -198,6 +198,7 @@ class Optimizer:
             for bucket in self._laid_out(index):
                 bucket.collect(runs, group)
         self.steps += 1
+        written: list[Tensor] = []
         for run in runs:
             bucket = run.bucket
             with bucket.backend.on(bucket.device):
@@ -206,7 +207,8 @@ class Optimizer:
                 slot.step = run.step
                 if slot.flat is None:
                     slot.scatter(changed)
-        autograd.mark_written([slot.param for run in runs for slot in run.slots])
+                written.append(slot.param)
+        autograd.mark_written(written)
         return loss
 
     def _laid_out(self, index: int) -> list[_Bucket]:
@@ -391,9 +393,10 @@ class _Slot:
         flat: the memory as a 1-D array; None if it is not contiguous in any order.
         start, stop: where its values are in the bucket's arrays of state.
         step: how many times it was updated.
+        device_varies: whether arrays of this class may be on one device or another.
     """
 
-    __slots__ = ("axes", "data", "flat", "name", "param", "start", "step", "stop")
+    __slots__ = ("axes", "data", "device_varies", "flat", "name", "param", "start", "step", "stop")
 
     def __init__(self, param: Tensor, name: str, optimizer: str) -> None:
         self.param = param
@@ -404,6 +407,7 @@ class _Slot:
             raise ValueError(f"{self.name}, of shape {self.data.shape}, is a read-only array; pass a copy to train on")
         self.axes = _memory_order(self.data)
         self.flat = self._flat()
+        self.device_varies = param.device.type != "cpu"
 
     def _flat(self) -> Any:
         data = self.data if self.axes is None else self.data.transpose(self.axes)
@@ -441,13 +445,13 @@ class _Slot:
         g, data = grad.data, self.data
         if g.shape != data.shape:
             raise GradientError(f"{self.name}: its shape is {data.shape}, but that of its gradient is {g.shape}")
-        if g.dtype != data.dtype:
+        if g.dtype is not data.dtype and g.dtype != data.dtype:
             raise DTypeError(f"{self.name}, of shape {data.shape}, is {data.dtype}, but its gradient is {g.dtype}")
-        if type(g) is not type(data) or not self.param._backend().same_device([data, g]):
+        if type(g) is not type(data) or (self.device_varies and not self.param._backend().same_device([data, g])):
             raise DeviceError(
                 f"{self.name}, of shape {data.shape}, is on {self.param.device}, but its gradient is on {grad.device}"
             )
-        return self.flatten(g)
+        return g.reshape(-1) if self.axes is None else self.flatten(g)
 
 
 class _Run:
@@ -511,17 +515,16 @@ class _Bucket:
         run = None
         for slot in self.slots:
             node = slot.param._node
-            grad = None if node is None else node.grad
-            if grad is None:
+            if node is None or node.grad is None:
                 run = None
                 continue
-            step = slot.step + 1
-            if run is None or run.step != step:
-                run = _Run(self, group, slot.start, step)
+            if run is None or run.step != slot.step + 1:
+                run = _Run(self, group, slot.start, slot.step + 1)
                 runs.append(run)
-            run.slots.append(slot)
-            run.grads.append(slot.gradient(grad))
-            run.params.append(slot.flatten(slot.data) if slot.flat is None else slot.flat)
+                slots, params, grads = run.slots, run.params, run.grads
+            slots.append(slot)
+            grads.append(slot.gradient(node.grad))
+            params.append(slot.flatten(slot.data) if slot.flat is None else slot.flat)
             run.stop = slot.stop
 
 

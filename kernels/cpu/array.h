@@ -1,8 +1,9 @@
 // What every kernel for the CPU includes: arrays as Python hands them over, and vectors as wide as the CPU has them.
 //
 // A kernel is a function declared with KERNEL. Its parameters are `const Array*`, which takes a NumPy array (or None),
-// `long`, `int`, `float` and `double`. It runs without the GIL, so it must not call into Python; it allocates what it
-// needs with `scratch`, and divides no work: the caller's threads each call it for a range of their own.
+// `const Arrays*`, which takes a tuple of arrays, `long`, `int`, `float` and `double`. It runs without the GIL, so it
+// must not call into Python; it allocates what it needs with `scratch`, and divides no work: the caller's threads each
+// call it for a range of their own.
 #pragma once
 
 #include <cmath>
@@ -19,14 +20,28 @@ struct Array {
     int ndim;
     const intptr_t* shape;
     const intptr_t* strides;  // in bytes
+    const void* base;
+    const void* dtype;
 
     template <class T> T* data() const { return reinterpret_cast<T*>(bytes); }
     float* floats() const { return data<float>(); }
 };
 
+// A tuple of arrays; its items begin GN_TUPLE_HEAD bytes after its own beginning.
+struct Arrays {
+    char head[GN_OBJECT_HEAD];
+    intptr_t size;
+
+    const Array* operator[](long i) const {
+        return reinterpret_cast<const Array* const*>(reinterpret_cast<const char*>(this) + GN_TUPLE_HEAD)[i];
+    }
+};
+
 inline const Array* gn_none;
 KERNEL void gn_set_none(const Array* none) { gn_none = none; }
 KERNEL long gn_probe(const Array* array) { return array->ndim + array->shape[1] + array->strides[0] + long(*array->floats()); }
+
+KERNEL long gn_probe_tuple(const Arrays* arrays) { return arrays->size + gn_probe((*arrays)[1]) + ((*arrays)[0]->dtype == (*arrays)[1]->dtype); }
 
 // The array's elements, or nullptr if it is None.
 inline float* optional(const Array* array) { return array == gn_none ? nullptr : array->floats(); }

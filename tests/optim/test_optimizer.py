@@ -173,7 +173,8 @@ def test_state_follows_a_parameter_that_moves(make: Callable[[Any], optim.Optimi
             model.weight.data = model.weight.data.copy()
         for m, o in ((model, optimizer), (still, other)):
             set_gradients(list(m.parameters()), step)
-            o.step()
+            with gn.kernels("off"):  # of which one of the devices has none, and which round differently
+                o.step()
     for p, q in zip(model.parameters(), still.parameters()):
         np.testing.assert_array_equal(numpy(p), numpy(q))
 
