@@ -14,8 +14,10 @@ its two memory formats for images and its three implementations of optimizers, o
 these is a process of its own for each number of threads, without variables that would make BLAS take the processor for
 another one. The processes take turns, in an order that changes from round to round, and wait on a pipe meanwhile: only
 one computes at a time. A figure is the median of the rounds' medians. Stage same always runs first, and nothing is
-timed if the two sides do not compute the same. Without PyTorch, its columns are empty. --medians runs nothing, and sums
-up what several runs have found.
+timed if the two sides do not compute the same. Without PyTorch, its columns are empty.
+
+In its own column, PyTorch runs "tuned": in processes that are started with glibc's malloc told to keep freed memory,
+which gpunet tells it by itself. --medians runs nothing, and sums up what several runs have found.
 """
 
 from __future__ import annotations

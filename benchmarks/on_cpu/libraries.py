@@ -44,8 +44,8 @@ class Gpunet:
         self.functional = gn.nn.functional
         self.permute = gn.permute_dims
         self.no_grad = gn.no_grad
+        self.manual_seed = gn.manual_seed
         gn.set_num_threads(options.threads)
-        gn.manual_seed(0)
 
     def tensor(self, array: np.ndarray, requires_grad: bool = False) -> Any:
         return self._gn.tensor(array, requires_grad=requires_grad)
@@ -86,8 +86,8 @@ class Torch:
         self.functional = torch.nn.functional
         self.permute = torch.permute
         self.no_grad = torch.no_grad
+        self.manual_seed = torch.manual_seed
         torch.set_num_threads(options.threads)
-        torch.manual_seed(0)
 
     def tensor(self, array: np.ndarray, requires_grad: bool = False) -> Any:
         tensor = self._torch.from_numpy(array.copy())

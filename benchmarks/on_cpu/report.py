@@ -72,7 +72,10 @@ def _ratios(stages: dict[str, Any]) -> Iterator[tuple[str, float, float | None]]
     for row in stages.get("steps", []):
         if "ratio" in row:
             what = "training step" if row["kind"] == "train" else "inference of one sample"
-            yield f"({row['workload']}) {what}, {counted(row['threads'], 'thread')}", row["ratio"], row["bar"]
+            what = f"({row['workload']}) {what}, {counted(row['threads'], 'thread')}"
+            yield what, row["ratio"], row["bar"]
+            if "ratio_tuned" in row:
+                yield f"{what}, PyTorch tuned", row["ratio_tuned"], None
     for row in stages.get("overhead", []):
         if "ratio" in row:
             yield f"overhead: {row['op']}", row["ratio"], row["bar"]
@@ -101,6 +104,9 @@ def bar_chart(report: dict[str, Any], file: Path) -> None:
             axes.bar(x - 0.2, row["ratio"], 0.4, color=GPUNET_COLOUR, label="gpunet" if not x else None)
             axes.bar(x + 0.2, row["ratio_numpy"], 0.4, color=NUMPY_COLOUR, label="NumPy alone" if not x else None)
             axes.text(x - 0.2, row["ratio"], f"{row['ratio']:.2f}", ha="center", va="bottom", fontsize=8)
+            if "ratio_tuned" in row:
+                label = "gpunet, PyTorch tuned" if not x else None
+                axes.plot(x - 0.2, row["ratio_tuned"], "D", ms=5, mfc="white", mec=GPUNET_COLOUR, label=label)
             if row["bar"] is not None:
                 label = "aimed at" if not x else None
                 axes.hlines(row["bar"], x - 0.42, x + 0.42, color=TORCH_COLOUR, lw=1.5, label=label)
@@ -109,7 +115,7 @@ def bar_chart(report: dict[str, Any], file: Path) -> None:
         axes.axhline(1.0, color=GREY, lw=0.8)
         axes.set_ylabel("times as fast as the best of PyTorch")
         axes.set_title(counted(n, "thread"))
-        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4)
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, file, _conditions(report))
 

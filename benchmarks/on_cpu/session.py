@@ -36,10 +36,14 @@ class Session:
         """For a part of what the stage has to do, the first of those left, which may take a share of the time left."""
         return Budget(self.rounds, self.slice_seconds, self.until, share)
 
-    def configurations(self, images: bool = True, training: bool = True) -> list[Configuration]:
-        """gpunet's, and PyTorch's as far as they differ where there are images or training."""
+    def configurations(self, images: bool = True, training: bool = True, tuned: bool = False) -> list[Configuration]:
+        """gpunet's, and PyTorch's as far as they differ where there are images or training.
+
+        Args:
+            tuned: whether those are among them for which the allocator is set up.
+        """
         chosen = [c for c in self.torch if (images or not c.for_images) and (training or not c.for_training)]
-        return [*OURS, *chosen]
+        return [*OURS, *(c for c in chosen if tuned or not c.tuned)]
 
     @contextmanager
     def working(

@@ -188,6 +188,7 @@ class Training:
     ) -> None:
         workload = WORKLOADS[key]
         shape = shape or workload.shape
+        library.manual_seed(1)  # for dropout
         random = np.random.default_rng([ord(key), *shape])
         x = random.standard_normal(shape, dtype=np.float32)
         y = random.integers(0, max(workload.classes, 1), workload.labels(shape))
@@ -225,6 +226,7 @@ class Training:
 
 
 def save_weights(library: Library, key: str, file: Path) -> None:
-    """Write the weights that the library gives the workload's network at first."""
+    """Write the weights that the library gives the workload's network at first, from a seed."""
+    library.manual_seed(0)
     state = WORKLOADS[key].model(library).state_dict()
     np.savez(file, **{name: value.numpy() for name, value in state.items()})

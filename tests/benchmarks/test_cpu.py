@@ -80,8 +80,10 @@ def test_torch_stands_beside(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     found = json.loads(file.read_text())
     assert [row["reference"] for row in found["stages"]["same"]] == ["torch", "torch"]
     training, inference = found["stages"]["steps"]
-    assert set(training["configurations"]) == {GPUNET, NUMPY, "torch", "torch foreach", "torch fused"}
-    assert set(inference["configurations"]) == {GPUNET, NUMPY, "torch"}
+    tuned = "torch fused, tuned"
+    assert set(training["configurations"]) == {GPUNET, NUMPY, "torch", "torch foreach", "torch fused", tuned}
+    assert set(inference["configurations"]) == {GPUNET, NUMPY, "torch", tuned}
+    assert training["ratio_tuned"] <= training["ratio"] and training["best_torch"] != tuned
     best = training["configurations"][training["best_torch"]]["median"]
     assert training["ratio"] == best / training["configurations"][GPUNET]["median"]
     assert found["stages"]["loss"][0]["met"]
@@ -121,7 +123,7 @@ def test_a_process_sees_its_own_threads_and_processor(monkeypatch: pytest.Monkey
 def test_torch_is_used_in_all_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers.importlib.util, "find_spec", lambda name: object())
     names = [c.name for c in torch_configurations(compiled=True)]
-    plain = ["torch", "torch foreach", "torch fused", "torch compile"]
+    plain = ["torch", "torch foreach", "torch fused", "torch compile", "torch fused, tuned"]
     assert names == plain + [name.replace("torch", "torch channels_last") for name in plain]
     monkeypatch.setattr(workers.importlib.util, "find_spec", lambda name: None)
     assert torch_configurations(compiled=False) == []
