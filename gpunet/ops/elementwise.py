@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from gpunet.dtypes import default_dtype
-from gpunet.ops.op import Op, op, pass_on
+import numpy as np
+
+from gpunet.backends import threads
+from gpunet.dtypes import default_dtype, float32
+from gpunet.ops.op import Op, Traced, op, pass_on
 
 
 def _unary(name: str, formula: str, vjp: Callable[..., Any] | None = None, **flags: bool) -> Op:
@@ -174,7 +178,7 @@ acos = _floating("acos", "The inverse cosine of x", lambda xp, g, _y, x: -g / xp
 atan = _floating("atan", "The inverse tangent of x", lambda xp, g, _y, x: g / (1.0 + x * x))
 sinh = _floating("sinh", "The hyperbolic sine of x", lambda xp, g, _y, x: g * xp.cosh(x))
 cosh = _floating("cosh", "The hyperbolic cosine of x", lambda xp, g, _y, x: g * xp.sinh(x))
-tanh = _floating("tanh", "The hyperbolic tangent of x", lambda xp, g, y, _x: g * (1.0 - y * y))
+tanh = _floating("tanh", "The hyperbolic tangent of x", lambda xp, g, y, _x: _slope(tanh_grad, xp, g, y))
 asinh = _floating("asinh", "The inverse hyperbolic sine of x", lambda xp, g, _y, x: g / xp.sqrt(x * x + 1.0))
 acosh = _floating("acosh", "The inverse hyperbolic cosine of x", lambda xp, g, _y, x: g / xp.sqrt(x * x - 1.0))
 atanh = _floating("atanh", "The inverse hyperbolic tangent of x", lambda xp, g, _y, x: g / (1.0 - x * x))
@@ -236,6 +240,64 @@ def _(xp, g, _y, x, min, max):
 
 
 # --- activations
+#
+# Gradients that the CPU computes in one pass are ops of their own, NAME_grad: of the gradient of the result, and the
+# result or the input. They are not differentiable; where gradients are recorded, what they are made of is.
+
+
+def _slope(gradient: Op, xp: Any, g: Any, *values: Any, **params: Any) -> Any:
+    """`gradient` of raw arrays; of Tensors, its formula."""
+    return gradient.reference(xp, g, *values, **params) if isinstance(g, Traced) else gradient(g, *values, **params)
+
+
+def _one_pass(op: Op, choose: Callable[..., Callable[..., None]], least: int = 0) -> None:
+    """Let `op` run on the CPU as a function of kernels/cpu/elementwise.cpp that its parameters choose.
+
+    Args:
+        op: of one array x, or of a gradient and an array of one shape.
+        choose: called with the library and the op's parameters, gives a function of the arrays, the result and a range
+            of their elements.
+        least: below so many elements NumPy is quicker.
+    """
+
+    if op.arity == 1:
+
+        @op.kernel("elementwise", platform="cpu", when=lambda x, **_: x.size >= least and x.dtype == float32)
+        def run(native: Any, x: Any, **params: Any) -> Any:
+            y = np.empty_like(x)  # without gaps; its axes lie in memory in the same order
+            threads.split(x.size, partial(choose(native, **params), _lying_as(y, x), y), 2 * x.size)
+            return y
+
+        return
+
+    def fits(g: Any, x: Any, **_: Any) -> bool:
+        return x.size >= least and x.dtype == float32 and g.dtype == float32 and g.shape == x.shape
+
+    @op.kernel("elementwise", platform="cpu", when=fits)
+    def run_on_two(native: Any, g: Any, x: Any, **params: Any) -> Any:
+        y = np.empty_like(x)
+        work = partial(choose(native, **params), _lying_as(y, g), _lying_as(y, x), y)
+        threads.split(x.size, work, 3 * x.size)
+        return y
+
+
+def _lying_as(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """x with its elements where those of y are in memory; a copy if it is laid out otherwise, or broadcast."""
+    if x.strides == y.strides:
+        return x
+    copy = np.empty_like(y)
+    copy[...] = x
+    return copy
+
+
+@op
+def tanh_grad(xp, g, y):
+    """The gradient of `tanh` with the result y."""
+    return g * (1.0 - y * y)
+
+
+_one_pass(tanh, lambda native: native.tanh_all, least=2000)
+_one_pass(tanh_grad, lambda native: native.tanh_grad)
 
 
 @op
@@ -246,7 +308,17 @@ def relu(xp, x):
 
 @relu.vjp
 def _(xp, g, y, _x):
+    return _slope(relu_grad, xp, g, y)
+
+
+@op
+def relu_grad(xp, g, y):
+    """The gradient of `relu` with the result y."""
     return g * (y > 0)
+
+
+_one_pass(relu, lambda native: native.relu, least=2000)
+_one_pass(relu_grad, lambda native: native.relu_grad, least=2000)
 
 
 @op
@@ -292,7 +364,17 @@ def sigmoid(xp, x):
 
 @sigmoid.vjp
 def _(xp, g, y, _x):
+    return _slope(sigmoid_grad, xp, g, y)
+
+
+@op
+def sigmoid_grad(xp, g, y):
+    """The gradient of `sigmoid` with the result y."""
     return g * (y * (1.0 - y))
+
+
+_one_pass(sigmoid, lambda native: native.sigmoid_all)
+_one_pass(sigmoid_grad, lambda native: native.sigmoid_grad)
 
 
 @op
@@ -315,8 +397,18 @@ def silu(xp, x):
 
 @silu.vjp
 def _(xp, g, _y, x):
+    return _slope(silu_grad, xp, g, x)
+
+
+@op
+def silu_grad(xp, g, x):
+    """The gradient of `silu` at x."""
     s = sigmoid(x)
     return g * (s * (1.0 + x * (1.0 - s)))
+
+
+_one_pass(silu, lambda native: native.silu)
+_one_pass(silu_grad, lambda native: native.silu_grad)
 
 
 @op
@@ -365,6 +457,12 @@ def gelu(xp, x, *, approximate="none"):
 
 @gelu.vjp
 def _(xp, g, _y, x, *, approximate):
+    return _slope(gelu_grad, xp, g, x, approximate=approximate)
+
+
+@op
+def gelu_grad(xp, g, x, *, approximate):
+    """The gradient of `gelu` at x."""
     z = xp.clip(x, -_GELU_FLAT, _GELU_FLAT)
     if approximate == "tanh":
         t = xp.tanh(_TANH_SCALE * (z + 0.044715 * z * z * z))
@@ -372,6 +470,9 @@ def _(xp, g, _y, x, *, approximate):
     density = xp.exp(-0.5 * z * z) * (1.0 / math.sqrt(2.0 * math.pi))
     return g * (0.5 * (1.0 + erf(x * math.sqrt(0.5))) + z * density)
 
+
+_one_pass(gelu, lambda native, approximate: native.gelu_tanh if approximate == "tanh" else native.gelu)
+_one_pass(gelu_grad, lambda native, approximate: native.gelu_tanh_grad if approximate == "tanh" else native.gelu_grad)
 
 _TANH_SCALE = math.sqrt(2.0 / math.pi)
 _GELU_FLAT = 40.0  # beyond, gelu is x or 0 to the last bit in float64 too, and powers of x must not overflow
