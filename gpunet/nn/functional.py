@@ -380,8 +380,10 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
         DTypeError: x is not floating-point.
     """
     p = probability("dropout", p)
-    with _told_by("dropout"):
+    try:
         check_floating(x)
+    except DTypeError as error:
+        raise DTypeError(f"dropout: {error}") from None
     if not training or p == 0.0:
         return x
     if p == 1.0:
