@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ContextDecorator
 from itertools import count
 from operator import attrgetter
+from sys import getrefcount
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -759,11 +760,24 @@ def _own(g: Any, owned: set[int]) -> Tensor:
     if not isinstance(g, Tensor):
         g = Tensor._wrap(g if type(g) is np.ndarray else backend_of_type(type(g)).array_from(g))
     data = g.data
-    if data.base is not None or id(data) in owned:
+    if id(data) in owned or (data.base is not None and not _alone(data)):
         g = copy(g)
         data = g.data
     owned.add(id(data))
     return g
+
+
+def _alone(view: Any) -> bool:
+    """Whether a view is of a whole array that nothing else refers to, so that the memory is as good as its own."""
+    base = type(view.base) is type(view) and view.base.base is None and view.base.size == view.size
+    return base and _holders_of_base(view) == _ONE_HOLDER
+
+
+def _holders_of_base(view: Any) -> int:
+    return getrefcount(view.base)
+
+
+_ONE_HOLDER = _holders_of_base(np.empty(2)[:])  # the view; what counting itself holds differs between Pythons
 
 
 def _namespace() -> Any:

@@ -326,7 +326,7 @@ class Tensor(Traced):
         memo[id(self)] = t
         if not self.is_leaf:
             raise GradientError("only tensors that no op made can be deep-copied; use x.detach().copy()")
-        t.data = self.data.copy()
+        t.data = self.data.copy(order="K")
         if self.requires_grad:
             t.requires_grad = True
         return t

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpunet.errors import ShapeError
 from gpunet.ops import gemm
-from gpunet.ops.op import op
+from gpunet.ops.op import Traced, op
 from gpunet.ops.reduce import sum
 from gpunet.ops.shape import axis_of, expand_dims, matrix_transpose, moveaxis, permute_dims, reshape
 
@@ -121,11 +121,17 @@ def _(xp, g, _y, x, weight, _bias):
     def rows(a: Any) -> Any:
         return a if a.ndim == 2 else reshape(a, shape=(-1, a.shape[-1]))
 
-    return (
-        lambda: matmul(g, weight),
-        lambda: matmul(rows(g).T, rows(x)),
-        lambda: sum(rows(g), axis=0),
-    )
+    def weight_gradient() -> Any:
+        if _is_transposed(weight):  # the gradient lies in memory as the weight does, and need not be copied later
+            return matmul(rows(x).T, rows(g)).T
+        return matmul(rows(g).T, rows(x))
+
+    return (lambda: matmul(g, weight)), weight_gradient, (lambda: sum(rows(g), axis=0))
+
+
+def _is_transposed(a: Any) -> bool:
+    """Whether a raw matrix is the transpose of one that is contiguous."""
+    return not isinstance(a, Traced) and a.flags.f_contiguous and not a.flags.c_contiguous
 
 
 def vecdot(a: Any, b: Any, /, *, axis: int = -1) -> Any:

@@ -1,14 +1,15 @@
-"""The update rules as ops on lists of raw arrays: however the parameters are cut up, each element gets its update."""
+"""The references of the update rules: however the parameters are cut up, each element gets its update."""
 
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
+import gpunet as gn
 from gpunet.backends import Device, get_backend
 from gpunet.dtypes import accumulation_dtype
 from gpunet.ops import optimizer as rules
@@ -53,6 +54,12 @@ SIZES = {
     "one large": [100_001],
     "mixed": [5, 16385, 3, 200_000, 9, 9, 65_536, 1],
 }
+
+
+@pytest.fixture(autouse=True)
+def without_kernels() -> Iterator[None]:
+    with gn.kernels("off"):
+        yield
 
 
 def draw(n: int, dtype: str, seed: int) -> np.ndarray:
