@@ -110,12 +110,13 @@ def bar_chart(report: dict[str, Any], file: Path) -> None:
             if row["bar"] is not None:
                 label = "aimed at" if not x else None
                 axes.hlines(row["bar"], x - 0.42, x + 0.42, color=TORCH_COLOUR, lw=1.5, label=label)
-        names = [row["workload"] + ("" if row["kind"] == "train" else "\none sample") for row in chosen]
+        names = [row["workload"] + ("" if row["kind"] == "train" else "\n(one)") for row in chosen]
         axes.set_xticks(range(len(chosen)), names)
         axes.axhline(1.0, color=GREY, lw=0.8)
+        axes.set_xlabel("training steps; (one): inference of one sample")
         axes.set_ylabel("times as fast as the best of PyTorch")
         axes.set_title(counted(n, "thread"))
-        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4)
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, file, _conditions(report))
 
