@@ -19,7 +19,7 @@ import numpy as np
 import gpunet as gn
 from gpunet import random
 from gpunet.autograd import mark_written
-from gpunet.dtypes import accumulation_dtype, float32, is_floating
+from gpunet.dtypes import accumulation_dtype, float32, int64, is_floating
 from gpunet.errors import DTypeError, ShapeError
 from gpunet.nn.arguments import check_batch, check_channels, check_floating, integers, named_padding, probability
 from gpunet.ops import conv as conv_ops
@@ -617,6 +617,11 @@ def cross_entropy(
     target = gn.asarray(target)
     if is_floating(target.dtype) and target.shape == x.shape:
         return _cross_entropy_of_probabilities(x, target, weight, reduction, label_smoothing)
+    if weight is None and not label_smoothing and _are_plain(x, target):
+        try:
+            return loss_ops.cross_entropy(x, target, None, ignore_index=ignore_index, reduction=reduction)
+        except IndexError:
+            pass  # the checks will say which class it is
     classes = _Classes(name, x, target, weight, ignore_index)
     fused = classes.factors is None  # else each row has its own factor before they are reduced
     losses = loss_ops.cross_entropy(
@@ -628,6 +633,18 @@ def cross_entropy(
         reduction=reduction if fused else "none",
     )
     return losses if fused and reduction != "none" else classes.reduce(losses, reduction)
+
+
+def _are_plain(x: Tensor, target: Tensor) -> bool:
+    """Whether these are rows and their class indices, on a CPU, where `loss_ops.cross_entropy` refuses wrong ones."""
+    rows, indices = x.data, target.data
+    return (
+        isinstance(rows, np.ndarray)
+        and isinstance(indices, np.ndarray)
+        and rows.ndim == 2
+        and indices.dtype == int64
+        and indices.shape == rows.shape[:1]
+    )
 
 
 def _cross_entropy_of_probabilities(
@@ -679,13 +696,13 @@ class _Classes:
         axis = min(1, x.ndim - 1)
         classes = x.shape[axis]
         self.rows = x if x.ndim == 2 else gn.moveaxis(x, axis, -1).reshape(-1, classes)
-        self.target = target.astype(gn.int64, copy=False)
+        self.target = target if target.dtype == int64 else target.astype(int64)
         if target.ndim != 1:
             self.target = self.target.reshape(-1)
         self.weight = None if weight is None else _class_weight(name, weight, x)
         self.ignore_index = ignore_index
         self.factors = None
-        if _all_in_range(self.target, classes):
+        if _all_in_range(self.target, classes, ignore_index):
             return
         indices, self.factors = _in_range(
             self.indices(),
@@ -718,10 +735,10 @@ class _Classes:
         return _like(gn.sum(losses, dtype=wide) / total, losses)
 
 
-def _all_in_range(indices: Tensor, n: int) -> bool:
-    """Whether indices are from 0 to n - 1, as far as it can be told without waiting for a GPU."""
+def _all_in_range(indices: Tensor, n: int, ignore: int) -> bool:
+    """Whether indices are from 0 to n - 1 or `ignore`, as far as it can be told without waiting for a GPU."""
     raw = indices.data
-    return isinstance(raw, np.ndarray) and (not raw.size or (raw.min() >= 0 and raw.max() < n))
+    return isinstance(raw, np.ndarray) and loss_ops.first_outside(raw, n=n, ignore=ignore) < 0
 
 
 def _check_class_shapes(name: str, x: Tensor, target: Tensor) -> tuple[int, ...]:
@@ -732,8 +749,8 @@ def _check_class_shapes(name: str, x: Tensor, target: Tensor) -> tuple[int, ...]
     """
     if not x.ndim:
         raise ShapeError(f"{name}: expected an input of shape (N, C), (C,) or (N, C, d1, …), got a 0-d one")
-    expected = x.shape[:1] + x.shape[2:] if x.ndim > 1 else ()
-    wanted = f"an input of shape {x.shape} takes class indices of shape {expected}"
+    shape = x.shape
+    expected = shape[:1] + shape[2:] if len(shape) > 1 else ()
     if target.shape == expected:
         if target.dtype.kind not in "iu":
             raise DTypeError(
@@ -742,6 +759,7 @@ def _check_class_shapes(name: str, x: Tensor, target: Tensor) -> tuple[int, ...]
                 + (f"; probabilities would have the shape of the input, {x.shape}" if name == "cross_entropy" else "")
             )
         return expected
+    wanted = f"an input of shape {x.shape} takes class indices of shape {expected}"
     advice = ""
     if name == "cross_entropy":
         wanted += ", or floating-point probabilities of its own shape"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from gpunet.dtypes import accumulation_dtype
+from gpunet.backends import threads
+from gpunet.dtypes import accumulation_dtype, float32, int64
 from gpunet.ops.index import one_hot
 from gpunet.ops.op import op
 from gpunet.ops.shape import expand_dims
@@ -26,6 +28,38 @@ def _wanted(xp: Any, x: Any, target: Any, weight: Any, label_smoothing: float, i
 
 
 @op
+def first_outside(xp, indices, *, n, ignore=0):
+    """The position in C order of the first index that is neither from 0 to n - 1 nor `ignore`; -1 if there is none.
+
+    An int, so the host waits for the device.
+    """
+    wrong = ((indices < 0) | (indices >= n)) & (indices != ignore)
+    return int(xp.argmax(wrong)) if bool(xp.any(wrong)) else -1
+
+
+@first_outside.kernel(
+    "loss", platform="cpu", when=lambda indices, **_: indices.dtype == int64 and indices.flags.c_contiguous
+)
+def _(native, indices, *, n, ignore):
+    return native.first_outside(indices, indices.size, n, ignore)
+
+
+def _is_plain(x: Any, target: Any, weight: Any, label_smoothing: float) -> bool:
+    """Whether the CPU's kernels take these arguments."""
+    return (
+        weight is None
+        and not label_smoothing
+        and x.dtype == float32
+        and x.ndim == 2
+        and x.shape[1] > 0
+        and x.flags.c_contiguous
+        and target.dtype == int64
+        and target.flags.c_contiguous
+        and target.shape == x.shape[:1]
+    )
+
+
+@op
 def cross_entropy(xp, x, target, weight=None, *, label_smoothing=0.0, ignore_index=-100, reduction="none"):
     """The cross-entropy of each row: -log softmax(x)[target], from the logits, so that nothing overflows.
 
@@ -37,12 +71,16 @@ def cross_entropy(xp, x, target, weight=None, *, label_smoothing=0.0, ignore_ind
         ignore_index: see target.
         reduction: "none" for the losses (N,), "sum" for their sum, "mean" for the sum divided by that of
             weight[target] over the rows that are not ignored, or by their number; NaN if there are none.
+
+    Raises:
+        IndexError: a class is out of range, without weights and smoothing, on a CPU.
     """
     shifted = x - xp.max(x, axis=1, keepdims=True)
     log_sum = xp.log(xp.sum(xp.exp(shifted), axis=1))
     if weight is None and not label_smoothing:
         kept = target != ignore_index
-        losses = log_sum - shifted[xp.arange(x.shape[0]), xp.where(kept, target, 0)]
+        wanted = xp.where(target < 0, x.shape[1], target)  # a negative one is none that counts from the end
+        losses = log_sum - shifted[xp.arange(x.shape[0]), xp.where(kept, wanted, 0)]
         losses = xp.where(kept, losses, xp.zeros((), dtype=x.dtype))
     else:
         q = _wanted(xp, x, target, weight, label_smoothing, ignore_index)
@@ -62,6 +100,26 @@ def _per_row(xp: Any, x: Any, target: Any, weight: Any, ignore_index: int) -> An
     if weight is not None:
         counts = counts * xp.take(weight, xp.where(counts, target, 0), axis=0)
     return 1.0 / xp.sum(counts, dtype=accumulation_dtype(x.dtype))
+
+
+@cross_entropy.kernel(
+    "loss",
+    platform="cpu",
+    when=lambda x, target, weight, *, label_smoothing, **_: _is_plain(x, target, weight, label_smoothing),
+)
+def _(native, x, target, weight, *, label_smoothing, ignore_index, reduction):
+    losses = np.empty(x.shape[0], float32)
+
+    def work(start: int, stop: int) -> None:
+        if native.cross_entropy(x, target, losses, ignore_index, start, stop):
+            raise IndexError("a class is out of range")
+
+    threads.split(x.shape[0], work, 6 * x.size)
+    if reduction == "none":
+        return losses
+    total = np.empty((), float32)
+    native.cross_entropy_total(losses, target, total, ignore_index, reduction == "mean")
+    return total
 
 
 @cross_entropy.vjp
@@ -85,6 +143,20 @@ def cross_entropy_grad(xp, g, x, target, weight=None, *, label_smoothing, ignore
         return p
     q = _wanted(xp, x, target, weight, label_smoothing, ignore_index)
     return (p * xp.sum(q, axis=1, keepdims=True) - q) * rows
+
+
+@cross_entropy_grad.kernel(
+    "loss",
+    platform="cpu",
+    when=lambda g, x, target, weight, *, label_smoothing, **_: (
+        g.dtype == float32 and _is_plain(x, target, weight, label_smoothing)
+    ),
+)
+def _(native, g, x, target, weight, *, label_smoothing, ignore_index, reduction):
+    dx = np.empty_like(x)
+    work = partial(native.cross_entropy_grad, np.asarray(g), x, target, dx, ignore_index, reduction == "mean")
+    threads.split(x.shape[0], work, 6 * x.size)
+    return dx
 
 
 @cross_entropy_grad.vjp

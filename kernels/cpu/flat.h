@@ -5,6 +5,9 @@
 #include "array.h"
 
 #include <type_traits>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -47,9 +50,13 @@ inline bool alike(const Array* a, const Array* b) {
 // The first `count` lanes from memory, zeros in the others.
 inline Vector load_some(const float* p, long count) {
     if (count >= WIDTH) return load(p);
+#if defined(__AVX512F__)
+    return _mm512_maskz_loadu_ps((1 << count) - 1, p);
+#else
     float lanes[WIDTH] = {};
     for (long i = 0; i < count; i++) lanes[i] = p[i];
     return load(lanes);
+#endif
 }
 
 inline void store_some(float* p, Vector v, long count) {
@@ -57,18 +64,26 @@ inline void store_some(float* p, Vector v, long count) {
         store(p, v);
         return;
     }
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, (1 << count) - 1, v);
+#else
     float lanes[WIDTH];
     store(lanes, v);
     for (long i = 0; i < count; i++) p[i] = lanes[i];
+#endif
 }
 
 // The first `count` lanes of v, zeros in the others.
 inline Vector keep_some(Vector v, long count) {
     if (count >= WIDTH) return v;
+#if defined(__AVX512F__)
+    return _mm512_maskz_mov_ps((1 << count) - 1, v);
+#else
     float lanes[WIDTH];
     store(lanes, v);
     for (long i = count; i < WIDTH; i++) lanes[i] = 0;
     return load(lanes);
+#endif
 }
 
 // step(at, lanes) for vectors from `start` to `stop`. All but the last are whole, and a constant tells the compiler so.
