@@ -176,22 +176,17 @@ def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
     kind = None
     tracked = weak = False
     raw: list[Any] = []
-    nodes: list[Any] = []
     for a in args:
         if isinstance(a, Tensor):
-            node = a._node
-            if node is not None:
+            if a._node is not None:
                 tracked = True
-            nodes.append(node)
             a = a.data
             if type(a) is not kind:
                 if kind is not None:
                     raise _mixed(op, args)
                 kind = type(a)
-        else:
-            nodes.append(None)
-            if type(a) is float:
-                weak = True
+        elif type(a) is float:
+            weak = True
         raw.append(a)
     if weak and op.promotes:
         raw = [
@@ -211,13 +206,13 @@ def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
         raise DTypeError(f"{op.name}: expected Tensors or arrays, got {given}") from error
     if type(y) is not kind:
         if type(y) is tuple:
-            return _wrap_several(op, args, params, nodes, y, tracked)
+            return _wrap_several(op, args, params, y, tracked)
         y = backend_of_type(type(y)).array_from(y)
     out = _new(Tensor)
     out.data = y
     out._memory = None
     if tracked and _mode.enabled and op.derivative is not None and y.dtype.kind == "f":
-        out._node = _node(op, args, params, nodes, y)
+        out._node = _node(op, args, params, y)
     else:
         out._node = None
     if op.view and (y.base is not None or y is raw[0]):  # else it is a copy, as of x[[0, 1]]
@@ -281,13 +276,23 @@ for _name, _op in {"add": ew.add, "sub": ew.subtract, "mul": ew.multiply, "trued
     setattr(Tensor, f"__r{_name}__", _reflected(_op))
 
 
-def _node(op: Op, args: tuple[Any, ...], params: dict[str, Any], nodes: Sequence[Any], y: Any) -> Node:
-    node = Node(op, y.shape, y.dtype, nodes)
+def _node(op: Op, args: tuple[Any, ...], params: dict[str, Any], y: Any) -> Node:
+    node, nodes = _new(Node), _nodes_of(args)
+    node.op = op
+    node.shape = y.shape
+    node.dtype = y.dtype
+    node.inputs = nodes
+    node.saved = args if op.keeps_all else _saved(op, args, nodes)
     node.params = params
-    node.saved = _saved(op, args, nodes)
-    if op.keeps_output:
-        node.output = y
+    node.output = y if op.keeps_output else None
+    node.memory = node.grad = None
+    node.retains_grad = False
+    node.made = _clock()
     return node
+
+
+def _nodes_of(args: tuple[Any, ...]) -> list[Any]:
+    return [a._node if isinstance(a, Tensor) else None for a in args]
 
 
 def _saved(op: Op, args: tuple[Any, ...], nodes: Sequence[Any]) -> Sequence[Any]:
@@ -296,11 +301,12 @@ def _saved(op: Op, args: tuple[Any, ...], nodes: Sequence[Any]) -> Sequence[Any]
         return args
     if op.keeps_none and None not in nodes:
         return nodes
-    keeps = op.keeps if not op.variadic else op.keeps * len(args)
-    return [
-        a if keep or not hasattr(a, "shape") else n or Spec(tuple(a.shape), a.dtype)
-        for a, n, keep in zip(args, nodes, keeps)
-    ]
+    saved = list(args)
+    for i in op.drops if not op.variadic else [i for i in range(len(args)) if not op.keeps[min(i, op.arity - 1)]]:
+        a = args[i]
+        if hasattr(a, "shape"):
+            saved[i] = nodes[i] or Spec(tuple(a.shape), a.dtype)
+    return saved
 
 
 class _Part:
@@ -318,12 +324,12 @@ def _part(whole: Node, index: int, ys: tuple[Any, ...]) -> Node:
     return Node(_Part(index, len(ys)), ys[index].shape, ys[index].dtype, (whole,))
 
 
-def _wrap_several(op: Op, args: Any, params: Any, nodes: list[Any], ys: tuple[Any, ...], tracked: bool) -> Any:
+def _wrap_several(op: Op, args: Any, params: Any, ys: tuple[Any, ...], tracked: bool) -> Any:
     """Tensors for an op of several outputs: a node for the op, and one for each output that hands its gradient on."""
     tracked = tracked and _mode.enabled and op.derivative is not None
     whole = None
     if tracked:
-        whole = Node(op, (), ys[0].dtype, nodes)
+        whole = Node(op, (), ys[0].dtype, _nodes_of(args))
         whole.params, whole.saved = params, args
         if op.keeps_output:
             whole.output, whole.memory = ys, Memory(())  # one record of writes for all outputs
@@ -650,9 +656,8 @@ def _flow(
             whole = False
             values: Any = node.saved if op.keeps_none else _values(node, create_graph)
             y = node if node.output is None else _output(node, create_graph)
-            params = node.params
-            if params or op.defaults:
-                found = derivative(xp, g, y, *values, **{**op.defaults, **params})
+            if op.param_names:
+                found = derivative(xp, g, y, *values, **{**op.defaults, **node.params})
             else:
                 found = derivative(xp, g, y, *values)
             if type(found) is not tuple:
@@ -681,18 +686,15 @@ def _flow(
             node.inputs = node.saved = node.output = None
 
 
-def _values(node: Node, create_graph: bool) -> list[Any]:
+def _values(node: Node, create_graph: bool) -> Sequence[Any]:
     """The inputs of a node as its derivative wants them: Tensors if it is to be recorded, else raw arrays."""
-    values = []
-    for a in node.saved:  # type: ignore[union-attr]
-        if isinstance(a, Tensor):
-            memory = a._memory
-            if memory is not None and memory.written > node.made:
+    saved = node.saved
+    assert saved is not None
+    if node.made < _last_written:
+        for a in saved:
+            if isinstance(a, Tensor) and a._memory is not None and a._memory.written > node.made:
                 raise _changed(node.op, "an input", a.shape)
-            if not create_graph:
-                a = a.data
-        values.append(a)
-    return values
+    return saved if create_graph else [a.data if isinstance(a, Tensor) else a for a in saved]
 
 
 def _output(node: Node, create_graph: bool) -> Any:

@@ -6,9 +6,12 @@ from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Va
 from operator import index
 from typing import Any, TypeVar, overload
 
+import numpy as np
+
 from gpunet.nn.fusion import call_feed_forward, feed_forward_end
 from gpunet.nn.module import Module
 from gpunet.nn.parameter import Parameter
+from gpunet.tensor import Tensor
 
 S = TypeVar("S", bound="_Sequence")
 
@@ -113,7 +116,11 @@ class Sequential(_Sequence):
             self.extend(modules)  # type: ignore[arg-type]  # add_module checks
 
     def forward(self, x: Any) -> Any:
-        parts = list(self._parts().values())
+        parts = [value for value in self.__dict__.values() if isinstance(value, Module)]
+        if not isinstance(x, Tensor) or type(x.data) is np.ndarray:  # there, nothing is saved by running several as one
+            for module in parts:
+                x = module(x)
+            return x
         i = 0
         while i < len(parts):
             end = feed_forward_end(parts, i, x)

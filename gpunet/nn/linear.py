@@ -46,11 +46,13 @@ class Linear(Module):
         reset_uniform(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = check_array(x)
+        weight = self.weight
+        shape = getattr(x, "shape", None) or check_array(x)
         if not shape or shape[-1] != self.in_features:
             raise self._wrong_width(x)
-        check_dtype(x, self.weight)
-        return linear(x, self.weight, self.bias)
+        if x.dtype is not weight.data.dtype:
+            check_dtype(x, weight)
+        return linear(x, weight, self.bias)
 
     def _wrong_width(self, x: Tensor) -> ShapeError:
         shape, wanted = tuple(x.shape), self.in_features

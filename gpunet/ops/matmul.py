@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from gpunet.errors import ShapeError
 from gpunet.ops import gemm
 from gpunet.ops.op import Traced, op
@@ -25,8 +27,11 @@ def matmul(xp, a, b):
     Raises:
         ShapeError: the inner dimensions differ.
     """
-    _check_inner(a, b)
-    return xp.matmul(a, b)
+    try:
+        return xp.matmul(a, b)
+    except ValueError:
+        _check_inner(a, b)
+        raise
 
 
 def _check_inner(a: Any, b: Any) -> None:
@@ -81,14 +86,16 @@ def linear(xp, x, weight, bias=None):
         ShapeError: x does not have in_features columns, or the bias is not of shape (out_features,).
     """
     check_linear("linear", x, weight, bias)
-    rows = x if x.ndim <= 2 else xp.reshape(x, (-1, x.shape[-1]))  # one product of matrices, not a batch of small ones
+    flat = x.ndim <= 2
+    rows = x if flat else xp.reshape(x, (-1, x.shape[-1]))  # one product of matrices, not a batch of small ones
     y = xp.matmul(rows, weight.T)
     if bias is not None:
         if bias.dtype == y.dtype:
-            y += bias
+            target = y[0] if y.ndim == 2 and len(y) == 1 else y  # arrays of one shape are added faster
+            target += bias
         else:
             y = y + bias
-    return y if x.ndim <= 2 else xp.reshape(y, (*x.shape[:-1], weight.shape[0]))
+    return y if flat else xp.reshape(y, (*x.shape[:-1], weight.shape[0]))
 
 
 def check_linear(name: str, x: Any, weight: Any, bias: Any) -> None:
@@ -118,20 +125,18 @@ def launch_linear(launcher: Any, x: Any, weight: Any, bias: Any, **epilogue: Any
 
 @linear.vjp
 def _(xp, g, _y, x, weight, _bias):
+    # On NumPy's arrays, what the ops would come to, without the way there.
+    product, total = (xp.matmul, xp.sum) if type(g) is np.ndarray and g.dtype.char in "fd" else (matmul, sum)
+
     def rows(a: Any) -> Any:
         return a if a.ndim == 2 else reshape(a, shape=(-1, a.shape[-1]))
 
     def weight_gradient() -> Any:
-        if _is_transposed(weight):  # the gradient lies in memory as the weight does, and need not be copied later
-            return matmul(rows(x).T, rows(g)).T
-        return matmul(rows(g).T, rows(x))
+        if not isinstance(weight, Traced) and weight.flags.f_contiguous:
+            return product(rows(x).T, rows(g)).T  # in memory as the weight is, so that it need not be copied later
+        return product(rows(g).T, rows(x))
 
-    return (lambda: matmul(g, weight)), weight_gradient, (lambda: sum(rows(g), axis=0))
-
-
-def _is_transposed(a: Any) -> bool:
-    """Whether a raw matrix is the transpose of one that is contiguous."""
-    return not isinstance(a, Traced) and a.flags.f_contiguous and not a.flags.c_contiguous
+    return (lambda: product(g, weight)), weight_gradient, (lambda: total(rows(g), axis=0))
 
 
 def vecdot(a: Any, b: Any, /, *, axis: int = -1) -> Any:

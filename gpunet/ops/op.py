@@ -105,6 +105,7 @@ class Op:
         self.passes_on = False  # whether the gradient of the output, as it is, is that of both inputs
         self.keeps_output = False
         self.keeps: tuple[bool, ...] = ()  # for each input: whether the derivative needs its value
+        self.drops: tuple[int, ...] = ()  # numbers of the inputs whose values it does not need
         self.keeps_all = self.keeps_none = False
         self.kernels: list[Kernel] = []
         self.implementations: dict[type, Callable[..., Any]] = {}
@@ -179,7 +180,8 @@ class Op:
 
     def _keep(self, keeps: Iterable[bool]) -> None:
         self.keeps = tuple(keeps)
-        self.keeps_all = all(self.keeps)
+        self.drops = tuple(i for i, keep in enumerate(self.keeps) if not keep)
+        self.keeps_all = not self.drops
         self.keeps_none = not any(self.keeps)
 
     def kernel(
