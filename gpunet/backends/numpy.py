@@ -38,14 +38,26 @@ _ones: dict[str, np.ndarray] = {}  # of each type, the longest that was needed
 
 
 def _sum(x: Any, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Any:
-    """`numpy.sum`. Over the rows of a matrix, as the gradient of a bias is, it is a product, which BLAS does faster."""
-    if (axis == 0 or axis == (0,)) and dtype is None and not keepdims and x.ndim == 2 and x.flags.c_contiguous:
-        kind, n = x.dtype.char, x.shape[0]
-        if kind in "fd":
+    """`numpy.sum`. Over the rows of a matrix, as the gradient of a bias is, it is a product, which BLAS does faster.
+
+    So is the sum over all axes but the channels' of what lies channels-last: rows of channels.
+    """
+    if dtype is None and not keepdims:
+        if (axis == 0 or axis == (0,)) and x.ndim == 2:
+            rows = x
+        elif type(axis) is tuple and len(axis) == x.ndim - 1 > 1 and axis == (0, *range(2, x.ndim)):
+            rows = x.transpose(*axis, 1)
+        else:
+            return _plain_sum(x, axis)
+        kind = x.dtype.char
+        if kind in "fd" and rows.flags.c_contiguous:
+            if rows.ndim > 2:
+                rows = rows.reshape(x.size // x.shape[1], x.shape[1])
+            n = rows.shape[0]
             ones = _ones.get(kind)
             if ones is None or len(ones) < n:
                 ones = _ones[kind] = np.ones(max(n, 256), x.dtype)
-            return ones[:n].dot(x)
+            return ones[:n].dot(rows)
     return _plain_sum(x, axis, dtype, keepdims)
 
 
