@@ -45,7 +45,7 @@ def _sum(x: Any, axis: Any = None, dtype: Any = None, keepdims: bool = False) ->
     if dtype is None and not keepdims:
         if (axis == 0 or axis == (0,)) and x.ndim == 2:
             rows = x
-        elif type(axis) is tuple and len(axis) == x.ndim - 1 > 1 and axis == (0, *range(2, x.ndim)):
+        elif type(axis) is tuple and len(axis) == x.ndim - 1 > 1 and x.size and axis == (0, *range(2, x.ndim)):
             rows = x.transpose(*axis, 1)
         else:
             return _plain_sum(x, axis)

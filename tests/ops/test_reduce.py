@@ -10,7 +10,7 @@ from gpunet.ops import reduce
 rng = np.random.default_rng(17)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 64])
+@pytest.mark.parametrize("channels", [0, 1, 3, 64])
 @pytest.mark.parametrize("sizes", [(), (0,), (5,), (6, 7), (2, 3, 4)], ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.int64])
 def test_over_all_axes_but_the_channels(dtype: type, sizes: tuple[int, ...], channels: int) -> None:
