@@ -64,15 +64,20 @@ inline Vector broadcast(float x) { return x - Vector{}; }  // not Vector{} + x, 
 inline Vector select(IntVector mask, Vector a, Vector b) { return mask ? a : b; }
 inline Vector larger(Vector a, Vector b) { return select(a > b, a, b); }
 
-inline float sum_of(Vector v) {
-    float total = 0;  // in a fixed order: pairs, pairs of pairs, ...
-    float part[WIDTH];
-    store(part, v);
-    for (int half = WIDTH / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) part[i] += part[i + half];
-    total = part[0];
-    return total;
+// Half of the lanes added to the other half, again and again.
+template <int N, class Lanes> inline float sum_of_lanes(Lanes v) {
+    if constexpr (N == 1) {
+        return v[0];
+    } else {
+        typedef float Half __attribute__((vector_size(2 * N)));
+        Half low, high;
+        memcpy(&low, &v, sizeof low);
+        memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+        return sum_of_lanes<N / 2>(low + high);
+    }
 }
+
+inline float sum_of(Vector v) { return sum_of_lanes<WIDTH>(v); }
 
 // Memory for `count` floats, aligned to a cache line, that this thread's kernels use again and again. `slot` tells
 // apart what a kernel needs at the same time. It is freed when the thread ends.

@@ -108,21 +108,11 @@ void map_channels(const Layout& of, long start, long stop, const float* const (&
 
 float scale_of(float variance, float eps) { return 1.0f / sqrtf(variance + eps); }
 
-// A row's mean and 1 / sqrt(variance + eps).
-struct Row {
-    float mean, scale;
-
-    Row(const float* x, long columns, float eps) {
-        float sums[1], first = x[0];  // sums of distances from an element lose nothing to a large mean
-        sum_over<1>(columns, sums, [&](long at, long lanes, Vector* out) { out[0] = load_some(x + at, lanes) - first; });
-        float centre = mean = first + sums[0] / columns;
-        sum_over<1>(columns, sums, [&](long at, long lanes, Vector* out) {
-            Vector distance = load_some(x + at, lanes) - centre;
-            out[0] = distance * distance;
-        });
-        scale = scale_of(sums[0] / columns, eps);
-    }
-};
+float mean_of_row(const float* x, long columns) {
+    float sums[1], first = x[0];  // sums of distances from an element lose nothing to a large mean
+    sum_over<1>(columns, sums, [&](long at, long lanes, Vector* out) { out[0] = load_some(x + at, lanes) - first; });
+    return first + sums[0] / columns;
+}
 
 }  // namespace
 
@@ -259,9 +249,14 @@ KERNEL void rows_apply(const Array* x, const Array* weight, const Array* bias, c
     for (long row = start; row < stop; row++) {
         const float* from = x->floats() + row * columns;
         float* to = y->floats() + row * columns;
-        Row of(from, columns, eps);
+        float mean = mean_of_row(from, columns), squares[1];
+        sum_over<1>(columns, squares, [&](long at, long lanes, Vector* out) {
+            Vector distance = load_some(from + at, lanes) - mean;
+            out[0] = distance * distance;
+        });
+        float scale = scale_of(squares[0] / columns, eps);
         by_vectors(0, columns, [&](long at, long lanes) {
-            Vector value = (load_some(from + at, lanes) - of.mean) * of.scale;
+            Vector value = (load_some(from + at, lanes) - mean) * scale;
             if (weights) value *= load_some(weights + at, lanes);
             if (biases) value += load_some(biases + at, lanes);
             store_some(to + at, value, lanes);
@@ -280,23 +275,23 @@ KERNEL void rows_grad(const Array* g, const Array* x, const Array* weight, const
         for (long row = block * height; row < end; row++) {
             const float *values = x->floats() + row * columns, *slopes = g->floats() + row * columns;
             float* to = dx->floats() + row * columns;
-            Row of(values, columns, eps);
-            auto hat = [&](long at, long lanes) { return (load_some(values + at, lanes) - of.mean) * of.scale; };
             auto slope = [&](long at, long lanes) {
                 Vector gradient = load_some(slopes + at, lanes);
                 return weights ? gradient * load_some(weights + at, lanes) : gradient;
             };
-            float means[2];
-            sum_over<2>(columns, means, [&](long at, long lanes, Vector* out) {
+            float mean = mean_of_row(values, columns), totals[3];
+            sum_over<3>(columns, totals, [&](long at, long lanes, Vector* out) {
+                Vector distance = load_some(values + at, lanes) - mean;
+                out[0] = distance * distance;
                 out[1] = slope(at, lanes);
-                out[0] = hat(at, lanes) * out[1];
+                out[2] = out[1] * distance;
             });
-            means[0] /= columns;
-            means[1] /= columns;
+            float scale = scale_of(totals[0] / columns, eps);
+            float shared = totals[1] / columns, along = scale * totals[2] / columns;
             by_vectors(0, columns, [&](long at, long lanes) {
-                Vector unit = hat(at, lanes), gradient = load_some(slopes + at, lanes);
-                store_some(to + at, (slope(at, lanes) - means[1] - unit * means[0]) * of.scale, lanes);
-                store(sums + at, load(sums + at) + keep_some(unit * gradient, lanes));
+                Vector hat = (load_some(values + at, lanes) - mean) * scale, gradient = load_some(slopes + at, lanes);
+                store_some(to + at, (slope(at, lanes) - shared - hat * along) * scale, lanes);
+                store(sums + at, load(sums + at) + keep_some(hat * gradient, lanes));
                 store(sums + padded + at, load(sums + padded + at) + gradient);
             });
         }
