@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ContextDecorator
+from functools import partial
 from itertools import count
 from operator import attrgetter
 from sys import getrefcount
@@ -525,15 +526,13 @@ def _run(
         if g is not None:
             owned.add(id(seed.data if create_graph else seed))
         pending[node] = pending[node] + seed if node in pending else seed
-    order = _reachable(list(pending))
-    wanted = None if targets is None else _leading_to(order, targets)
+    order = _reachable(pending)
+    wanted = None
     results: dict[Node, Any] = {}
-
-    def keep(node: Node, g: Any) -> None:
-        if targets is None:
-            _accumulate(node, g, owned)
-        elif node in targets:
-            results[node] = _own(g, owned)
+    keep: Callable[[Node, Any], None] = partial(_accumulate, owned=owned)
+    if targets is not None:
+        wanted = _leading_to(order, targets)
+        keep = partial(_collect, targets=targets, results=results, owned=owned)
 
     data, before = roots[0].data, _mode.enabled
     backend = backend_of_type(type(data))
@@ -572,7 +571,7 @@ def _seed(tensor: Tensor, gradient: Any, create_graph: bool) -> Any:
     return gradient if create_graph else gradient.data
 
 
-def _reachable(roots: list[Node]) -> list[Node]:
+def _reachable(roots: Iterable[Node]) -> list[Node]:
     """The nodes of all ops that `roots` come from, and of `roots` themselves, the last made first."""
     seen = set(roots)
     order = [node for node in seen if node.op is not None]
@@ -633,8 +632,7 @@ def _flow(
         if node.retains_grad or wanted is not None:
             keep(node, g)
         op, inputs = node.op, node.inputs
-        derivative = op.derivative
-        if derivative is None:
+        if op.derivative is None:
             _collect_part(node, g, pending)
             continue
         if wanted is not None and wanted.isdisjoint(inputs):  # type: ignore[arg-type]
@@ -647,21 +645,15 @@ def _flow(
             found: Any = (g, g)
         elif type(node) is Pair and op.derivatives is not None and node.made > _last_written and not create_graph:
             left, right = op.derivatives
-            (first, second), (a, b), y = inputs, node.saved, node.output  # type: ignore[misc]
+            (first, second), (a, b) = inputs, node.saved  # type: ignore[misc]
             found = (
-                None if first is None else left(xp, g, y, a.data, b.data),
-                None if second is None else right(xp, g, y, a.data, b.data),
+                None if first is None else left(xp, g, node.output, a.data, b.data),
+                None if second is None else right(xp, g, node.output, a.data, b.data),
             )
+            a = b = None
         else:
             whole = False
-            values: Any = node.saved if op.keeps_none else _values(node, create_graph)
-            y = node if node.output is None else _output(node, create_graph)
-            if op.param_names:
-                found = derivative(xp, g, y, *values, **{**op.defaults, **node.params})
-            else:
-                found = derivative(xp, g, y, *values)
-            if type(found) is not tuple:
-                found = (found,)
+            found = _differentiate(node, xp, g, create_graph)
         for parent, gi in zip(inputs, found):  # type: ignore[arg-type]
             if parent is None or gi is None or (wanted is not None and parent not in wanted):
                 continue
@@ -684,6 +676,19 @@ def _flow(
                     summed.add(parent)
         if not retain_graph:
             node.inputs = node.saved = node.output = None
+        g = gi = same = before = found = None  # else they would live until the next node's gradients are there
+
+
+def _differentiate(node: Node, xp: Any, g: Any, create_graph: bool) -> tuple[Any, ...]:
+    """What the derivative of a node's op says, for each input."""
+    op = node.op
+    values: Any = node.saved if op.keeps_none else _values(node, create_graph)
+    y = node if node.output is None else _output(node, create_graph)
+    if op.param_names:
+        found = op.derivative(xp, g, y, *values, **{**op.defaults, **node.params})
+    else:
+        found = op.derivative(xp, g, y, *values)
+    return found if type(found) is tuple else (found,)
 
 
 def _values(node: Node, create_graph: bool) -> Sequence[Any]:
@@ -754,14 +759,22 @@ def _accumulate(node: Node, g: Any, owned: set[int]) -> None:
             node.grad = Tensor._wrap(backend_of_type(type(total)).array_from(total))
 
 
+def _collect(node: Node, g: Any, targets: Sequence[Node], results: dict[Node, Any], owned: set[int]) -> None:
+    """Note the gradient of a node, if it is one of those that `grad` was asked for."""
+    if node in targets:
+        results[node] = _own(g, owned)
+
+
 _accumulating = threading.Lock()  # several threads may differentiate with respect to the same leaf
 
 
 def _own(g: Any, owned: set[int]) -> Tensor:
     """`g` as a Tensor; a copy where another gradient, the caller's array or a view shares its memory."""
-    if not isinstance(g, Tensor):
-        g = Tensor._wrap(g if type(g) is np.ndarray else backend_of_type(type(g)).array_from(g))
-    data = g.data
+    if isinstance(g, Tensor):
+        data = g.data
+    else:
+        data = g if type(g) is np.ndarray else backend_of_type(type(g)).array_from(g)
+        g = Tensor._wrap(data)
     if id(data) in owned or (data.base is not None and not _alone(data)):
         g = copy(g)
         data = g.data

@@ -59,6 +59,7 @@ class Pool:
                 done.put(None)
             except BaseException as error:
                 done.put(error)
+            del task, part, done  # arrays that they hold would live until the next task
 
     def run(self, parts: Sequence[Callable[[], Any]]) -> None:
         """Call every one of `parts`, and return when all are done. What one raises is raised here."""
