@@ -305,14 +305,7 @@ def batch_norm(
         return y
     if running_mean is None or running_var is None:
         raise ValueError("batch_norm: without training, it needs running_mean and running_var")
-    scale = 1.0 / gn.sqrt(running_var + eps)
-    if weight is not None:
-        scale = scale * weight
-    shift = -running_mean * scale
-    if bias is not None:
-        shift = shift + bias
-    along = (x.shape[1],) + (1,) * (x.ndim - 2)
-    return x * _like(scale, x).reshape(along) + _like(shift, x).reshape(along)
+    return norm.normalize_by(x, running_mean, running_var, weight, bias, eps=eps)
 
 
 def layer_norm(

@@ -12,6 +12,7 @@ from gpunet.backends import threads
 from gpunet.dtypes import float32
 from gpunet.errors import DTypeError, ShapeError
 from gpunet.ops.op import Traced, op
+from gpunet.ops.reduce import sum
 
 
 def _moments(xp: Any, x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
@@ -28,30 +29,23 @@ def _wide(xp: Any, x: Any) -> Any:
 
 def _is_of_channels(x: Any, axes: tuple[int, ...], *parameters: Any) -> bool:
     """Whether the CPU's kernels for channels take x (N, C, *) and what goes with it: (C, 1, …) or None."""
-    return (
-        x.dtype == float32
-        and x.ndim > 1
-        and x.size > 0
-        and axes == (0, *range(2, x.ndim))
-        and all(
-            p is None or (p.dtype == float32 and p.ndim == x.ndim - 1 and p.shape[0] == p.size == x.shape[1])
-            for p in parameters
-        )
-    )
+    if x.dtype != float32 or x.ndim < 2 or axes != (0, *range(2, x.ndim)) or not x.size:
+        return False
+    shape = (x.shape[1],) + (1,) * (x.ndim - 2)
+    return all(_is_plain(p, shape) for p in parameters)
 
 
 def _is_of_rows(x: Any, axes: tuple[int, ...], *parameters: Any) -> bool:
     """Whether the CPU's kernels for rows take x (*, D) and what goes with it: (D) or None, for one or more axes D."""
-    return (
-        x.dtype == float32
-        and x.size > 0
-        and x.flags.c_contiguous
-        and axes == tuple(range(x.ndim - len(axes), x.ndim))
-        and all(
-            p is None or (p.dtype == float32 and p.flags.c_contiguous and p.shape == x.shape[x.ndim - len(axes) :])
-            for p in parameters
-        )
-    )
+    first = x.ndim - len(axes)
+    if x.dtype != float32 or axes != tuple(range(first, x.ndim)) or not x.size or not x.flags.c_contiguous:
+        return False
+    shape = x.shape[first:]
+    return all(_is_plain(p, shape) for p in parameters)
+
+
+def _is_plain(p: Any, shape: tuple[int, ...]) -> bool:
+    return p is None or (p.shape == shape and p.dtype == float32 and p.flags.c_contiguous)
 
 
 def _in_blocks(native: Any, x: np.ndarray) -> tuple[np.ndarray, int]:
@@ -241,6 +235,64 @@ def _(native, g, x, weight, *, axes, eps, statistics):
     grad_bias = np.empty_like(grad_weight)
     native.rows_grad_combine(partials, grad_weight, grad_bias)
     return dx, grad_weight, grad_bias
+
+
+@op
+def normalize_by(xp, x, mean, variance, weight=None, bias=None, *, eps):
+    """(x - mean) / sqrt(variance + eps) * weight + bias, with statistics that do not depend on x.
+
+    Args:
+        x: (N, C, *), floating-point.
+        mean, variance: (C,).
+        weight, bias: (C,), or None for 1 and 0.
+        eps: added to the variance.
+    """
+    wide = _wide(xp, x)
+    y = (wide - _along_channels(mean, x)) * _scale(xp, variance, weight, x, eps)
+    if bias is not None:
+        y = y + _along_channels(bias, x)
+    return y if y.dtype == x.dtype else xp.astype(y, x.dtype)
+
+
+def _scale(xp: Any, variance: Any, weight: Any, x: Any, eps: float) -> Any:
+    scale = 1.0 / xp.sqrt(variance + eps)
+    return _along_channels(scale if weight is None else scale * weight, x)
+
+
+@normalize_by.kernel(
+    "norm",
+    platform="cpu",
+    when=lambda x, *parameters, eps: (
+        x.dtype == float32 and x.ndim > 1 and x.size > 0 and all(_is_plain(p, x.shape[1:2]) for p in parameters)
+    ),
+)
+def _(native, x, mean, variance, weight, bias, *, eps):
+    x, blocks = _in_blocks(native, x)
+    y = np.empty_like(x)
+    threads.split(blocks, partial(native.norm_apply, x, mean, variance, weight, bias, y, eps), 2 * x.size)
+    return y
+
+
+@normalize_by.vjp
+def _(xp, g, _y, x, mean, variance, weight, _bias, *, eps):
+    g, x = _wide(xp, g), _wide(xp, x)
+    axes = (0, *range(2, x.ndim))
+
+    def along() -> Any:
+        """The sum of g times what x is away from the mean, for each channel."""
+        return sum(g * (x - _along_channels(mean, x)), axis=axes)
+
+    def to_variance() -> Any:
+        scale = (variance + eps) ** -1.5 * -0.5
+        return along() * (scale if weight is None else scale * weight)
+
+    return (
+        lambda: g * _scale(xp, variance, weight, x, eps),
+        lambda: sum(-g * _scale(xp, variance, weight, x, eps), axis=axes),
+        to_variance,
+        lambda: along() / xp.sqrt(variance + eps),
+        lambda: sum(g, axis=axes),
+    )
 
 
 def batch_norm(x: Any, weight: Any, bias: Any, *, eps: float, statistics: Any) -> Any:

@@ -217,6 +217,12 @@ case(
     normal(3, 4),
     normal(3, 4),
 )
+case(
+    "normalize_by",
+    lambda x, m, v, w, b: norm.normalize_by(x, m, v, w, b, eps=0.1),
+    normal(2, 3, 2), normal(3), positive(3), normal(3), normal(3),
+)  # fmt: skip
+case("normalize_by: bare", lambda x, m, v: norm.normalize_by(x, m, v, eps=0.1), normal(4, 3), normal(3), positive(3))
 case("normalize: bare", lambda x: norm.normalize(x, axes=(1,), eps=1e-3), normal(3, 4))
 
 TARGET = np.array([2, 0, -100, 1])

@@ -164,6 +164,19 @@ def test_gradients_of_other_layouts_and_broadcast_ones(layout: str) -> None:
         np.testing.assert_allclose(fast, reference, rtol=0, atol=1e-5 * np.abs(reference).max())
 
 
+@pytest.mark.parametrize("layout", ["channels-first", "channels-last", "strided"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_by_given_statistics(shape: tuple[int, ...], layout: str) -> None:
+    x, mean, w, b = laid(normal(*shape), layout), *(normal(shape[1]) for _ in range(3))
+    variance = mean * mean
+    along = (-1,) + (1,) * (len(shape) - 2)
+    wanted = (x - np.float64(mean.reshape(along))) / np.sqrt(np.float64(variance.reshape(along)) + 0.1)
+    with gn.kernels("force"):
+        check([norm.normalize_by(x, mean, variance, eps=0.1)], [wanted])
+        y = norm.normalize_by(x, mean, variance, w, b, eps=0.1)
+    check([y], [wanted * w.reshape(along) + b.reshape(along)])
+
+
 def test_running_statistics() -> None:
     x = normal(9, 5, 3) + 2
     for dtype, mode in ((np.float32, "force"), (np.float64, "off")):
