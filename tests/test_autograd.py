@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import operator
 import sys
 import threading
 import weakref
@@ -517,3 +518,82 @@ def test_threads_that_share_a_leaf_lose_no_gradient() -> None:
     finally:
         sys.setswitchinterval(before)
     np.testing.assert_array_equal(x.grad.numpy(), np.full(30_000, 800.0))
+
+
+def test_gradients_that_no_one_else_holds_are_not_copied() -> None:
+    x, w = gn.ones((4, 3)), gn.asarray(np.ones((3, 2)).T).requires_grad_()
+    assert w.data.flags.f_contiguous
+    gn.nn.functional.linear(x.astype("float64"), w).sum().backward()
+    gradient = w.grad.data
+    assert gradient.base is not None and gradient.base.base is None  # a view of the product that made it
+    assert gradient.strides == w.data.strides
+    np.testing.assert_array_equal(gradient, np.full((2, 3), 4.0))
+
+
+def test_a_gradient_that_is_part_of_another_array_or_held_elsewhere_is_copied() -> None:
+    held = np.ones((2, 3))
+
+    @op
+    def passing(xp, x, *, whole):
+        return x + 0.0
+
+    @passing.vjp
+    def _(xp, g, _y, _x, *, whole):
+        return held.T if whole else np.ones((6, 6))[:3, :2]
+
+    for whole in (True, False):
+        x = gn.tensor(np.ones((3, 2)), requires_grad=True)
+        passing(x, whole=whole).sum().backward()
+        assert x.grad.data.base is None and not np.shares_memory(x.grad.data, held)
+
+
+@pytest.mark.parametrize("link", ["y * y", "gn.sin(y)", "gn.matmul(y, y)", "gn.nn.functional.linear(y, y)"])
+def test_backward_lets_go_of_what_it_has_used(link: str) -> None:
+    """While a node's gradients are computed, the values of the nodes made after it are gone."""
+    made: list[weakref.ref] = []
+    alive: list[int] = []
+
+    @op
+    def watch(xp, x):
+        y = x + 0.0
+        made.append(weakref.ref(y))
+        return y
+
+    @watch.vjp
+    def _(xp, g, _y, _x):
+        alive.append(sum(y() is not None for y in made))
+        return g * 1.0
+
+    y = gn.tensor(np.full((2, 2), 0.5), requires_grad=True)
+    for _ in range(5):
+        y = eval(link, {"gn": gn, "y": watch(y)})
+    loss = y.sum()
+    del y
+    loss.backward()
+    assert alive == [4, 3, 2, 1, 0]
+
+
+def test_writes_before_the_forward_pass_do_not_matter_and_later_ones_do() -> None:
+    x, y = leaf([1.0, 2.0]), leaf([3.0, 4.0])
+    with gn.no_grad():
+        y += 1.0
+    (x * y).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [4.0, 5.0])
+    for combine in (operator.mul, operator.truediv, gn.matmul):
+        z = combine(x, y).sum()
+        with gn.no_grad():
+            y += 1.0
+        with pytest.raises(GradientError, match="changed in place"):
+            z.backward()
+
+
+def test_operators_that_meet_numbers_and_arrays() -> None:
+    x = leaf([2.0, 4.0])
+    for result, expected in (
+        (8.0 - x, [6.0, 4.0]), (8.0 / x, [4.0, 2.0]), (1 + x, [3.0, 5.0]), (2 * x, [4.0, 8.0]),
+        (x - 1, [1.0, 3.0]), (np.array([1.0, 1.0]) + x, [3.0, 5.0]), (np.float64(3.0) * x, [6.0, 12.0]),
+    ):  # fmt: skip
+        assert isinstance(result, gn.Tensor) and result.requires_grad
+        np.testing.assert_array_equal(result.detach().numpy(), expected)
+    with pytest.raises(TypeError):
+        x + "text"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -151,3 +154,16 @@ def test_convolution_is_the_same_at_every_run_and_nearly_on_any_number_of_thread
         np.testing.assert_array_equal(two, again)
         np.testing.assert_allclose(two, one, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(three, one, rtol=1e-9, atol=1e-9)
+
+
+def test_idle_threads_hold_no_arrays() -> None:
+    pool = threads.Pool(2)
+    array = np.ones(3)
+    held = weakref.ref(array)
+    pool.run([partial(np.sum, array), partial(np.sum, array)])
+    del array
+    deadline = time.monotonic() + 5
+    while held() is not None and time.monotonic() < deadline:
+        time.sleep(0.01)  # the other thread may be about to let go of it
+    assert held() is None
+    pool.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -69,3 +70,25 @@ def test_bad_inputs() -> None:
         nn.Linear(3, 2)(gn.tensor(1.0))
     with pytest.raises(gn.errors.DTypeError, match="only floating-point tensors can require gradients"):
         nn.Linear(3, 2, dtype="int64")
+
+
+def test_weights_are_transposed_in_memory_and_stay_so() -> None:
+    layer = nn.Linear(3, 2)
+    same = copy.deepcopy(layer)
+    optimizer = gn.optim.Adam(layer.parameters())
+    for i in range(2):
+        layer(gn.ones((4, 3))).sum().backward()
+        optimizer.step()
+        assert layer.weight.grad.data.strides == layer.weight.data.strides == (4, 8), i
+    same.load_state_dict(layer.state_dict())
+    assert same.weight.data.strides == (4, 8)
+    np.testing.assert_array_equal(same.weight.data, layer.weight.data)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (1, 1, 3), (2, 3), (0, 3)])
+@pytest.mark.parametrize("out_features", [1, 2])
+def test_batches_of_one(shape: tuple[int, ...], out_features: int) -> None:
+    layer = nn.Linear(3, out_features)
+    x = rng.standard_normal(shape).astype("float32")
+    y = layer(gn.tensor(x)).detach().numpy()
+    np.testing.assert_allclose(y, x @ layer.weight.data.T + layer.bias.data, rtol=1e-5, atol=1e-6)
