@@ -250,7 +250,7 @@ def _slope(gradient: Op, xp: Any, g: Any, *values: Any, **params: Any) -> Any:
     return gradient.reference(xp, g, *values, **params) if isinstance(g, Traced) else gradient(g, *values, **params)
 
 
-def _one_pass(op: Op, choose: Callable[..., Callable[..., None]], least: int = 0) -> None:
+def _one_pass(op: Op, choose: Callable[..., Callable[..., None]], least: int = 0, share: int = 2) -> None:
     """Let `op` run on the CPU as a function of kernels/cpu/elementwise.cpp that its parameters choose.
 
     Args:
@@ -258,6 +258,7 @@ def _one_pass(op: Op, choose: Callable[..., Callable[..., None]], least: int = 0
         choose: called with the library and the op's parameters, gives a function of the arrays, the result and a range
             of their elements.
         least: below so many elements NumPy is quicker.
+        share: of how many elements the kernel makes a result while NumPy adds one; see `threads.split`.
     """
 
     if op.arity == 1:
@@ -265,7 +266,7 @@ def _one_pass(op: Op, choose: Callable[..., Callable[..., None]], least: int = 0
         @op.kernel("elementwise", platform="cpu", when=lambda x, **_: x.size >= least and x.dtype == float32)
         def run(native: Any, x: Any, **params: Any) -> Any:
             y = np.empty_like(x)  # without gaps; its axes lie in memory in the same order
-            threads.split(x.size, partial(choose(native, **params), _lying_as(y, x), y), 2 * x.size)
+            threads.split(x.size, partial(choose(native, **params), _lying_as(y, x), y), x.size // share)
             return y
 
         return
@@ -277,7 +278,7 @@ def _one_pass(op: Op, choose: Callable[..., Callable[..., None]], least: int = 0
     def run_on_two(native: Any, g: Any, x: Any, **params: Any) -> Any:
         y = np.empty_like(x)
         work = partial(choose(native, **params), _lying_as(y, g), _lying_as(y, x), y)
-        threads.split(x.size, work, 3 * x.size)
+        threads.split(x.size, work, x.size // share)
         return y
 
 
@@ -297,7 +298,7 @@ def tanh_grad(xp, g, y):
 
 
 _one_pass(tanh, lambda native: native.tanh_all, least=2000)
-_one_pass(tanh_grad, lambda native: native.tanh_grad)
+_one_pass(tanh_grad, lambda native: native.tanh_grad, share=3)
 
 
 @op
@@ -317,8 +318,8 @@ def relu_grad(xp, g, y):
     return g * (y > 0)
 
 
-_one_pass(relu, lambda native: native.relu, least=2000)
-_one_pass(relu_grad, lambda native: native.relu_grad, least=2000)
+_one_pass(relu, lambda native: native.relu, least=2000, share=4)
+_one_pass(relu_grad, lambda native: native.relu_grad, least=2000, share=3)
 
 
 @op
@@ -374,7 +375,7 @@ def sigmoid_grad(xp, g, y):
 
 
 _one_pass(sigmoid, lambda native: native.sigmoid_all)
-_one_pass(sigmoid_grad, lambda native: native.sigmoid_grad)
+_one_pass(sigmoid_grad, lambda native: native.sigmoid_grad, share=3)
 
 
 @op

@@ -114,7 +114,7 @@ def _(native, x, target, weight, *, label_smoothing, ignore_index, reduction):
         if native.cross_entropy(x, target, losses, ignore_index, start, stop):
             raise IndexError("a class is out of range")
 
-    threads.split(x.shape[0], work, 6 * x.size)
+    threads.split(x.shape[0], work, x.size // 2)
     if reduction == "none":
         return losses
     total = np.empty((), float32)
@@ -155,7 +155,7 @@ def cross_entropy_grad(xp, g, x, target, weight=None, *, label_smoothing, ignore
 def _(native, g, x, target, weight, *, label_smoothing, ignore_index, reduction):
     dx = np.empty_like(x)
     work = partial(native.cross_entropy_grad, np.asarray(g), x, target, dx, ignore_index, reduction == "mean")
-    threads.split(x.shape[0], work, 6 * x.size)
+    threads.split(x.shape[0], work, x.size // 2)
     return dx
 
 

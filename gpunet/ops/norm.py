@@ -83,7 +83,7 @@ def _(native, x, *, axes):
 def _channel_moments(native: Any, x: np.ndarray, blocks: int) -> tuple[np.ndarray, np.ndarray]:
     channels = x.shape[1]
     partials = np.empty((blocks, 2, channels), float32)
-    threads.split(blocks, partial(native.norm_moments, x, partials), x.size)
+    threads.split(blocks, partial(native.norm_moments, x, partials), x.size // 3)
     mean = np.empty((1, channels, *(1,) * (x.ndim - 2)), float32)
     variance = np.empty_like(mean)
     native.norm_combine(x, partials, mean, variance)
@@ -151,7 +151,7 @@ def _(native, x, weight, bias, *, axes, eps, statistics):
     x, blocks = _in_blocks(native, x)
     mean, variance = statistics or _channel_moments(native, x, blocks)
     y = np.empty_like(x)
-    threads.split(blocks, partial(native.norm_apply, x, mean, variance, weight, bias, y, eps), 2 * x.size)
+    threads.split(blocks, partial(native.norm_apply, x, mean, variance, weight, bias, y, eps), x.size // 3)
     return y
 
 
@@ -163,7 +163,7 @@ def _(native, x, weight, bias, *, axes, eps, statistics):
 def _(native, x, weight, bias, *, axes, eps, statistics):
     columns = prod(x.shape[a] for a in axes)
     y = np.empty_like(x)
-    threads.split(x.size // columns, partial(native.rows_apply, x, weight, bias, y, columns, eps), 2 * x.size)
+    threads.split(x.size // columns, partial(native.rows_apply, x, weight, bias, y, columns, eps), x.size // 2)
     return y
 
 
@@ -206,13 +206,13 @@ def _(native, g, x, weight, *, axes, eps, statistics):
     g = _like(g, x)
     mean, variance = statistics or _channel_moments(native, x, blocks)
     partials = np.empty((blocks, 2, x.shape[1]), float32)
-    threads.split(blocks, partial(native.norm_grad_sums, g, x, mean, partials), 2 * x.size)
+    threads.split(blocks, partial(native.norm_grad_sums, g, x, mean, partials), x.size // 3)
     grad_weight = np.empty(mean.shape[1:], float32)
     grad_bias = np.empty_like(grad_weight)
     native.norm_grad_combine(partials, variance, grad_weight, grad_bias, eps)
     dx = np.empty_like(x)
     work = partial(native.norm_grad_apply, g, x, mean, variance, weight, grad_weight, grad_bias, dx, eps)
-    threads.split(blocks, work, 3 * x.size)
+    threads.split(blocks, work, x.size // 3)
     return dx, grad_weight, grad_bias
 
 
@@ -230,7 +230,7 @@ def _(native, g, x, weight, *, axes, eps, statistics):
     dx = np.empty_like(x)
     partials = np.empty((blocks, 2, columns), float32)
     work = partial(native.rows_grad, g, x, weight, dx, partials, rows, columns, height, eps)
-    threads.split(blocks, work, 3 * x.size)
+    threads.split(blocks, work, x.size // 2)
     grad_weight = np.empty(x.shape[x.ndim - len(axes) :], float32)
     grad_bias = np.empty_like(grad_weight)
     native.rows_grad_combine(partials, grad_weight, grad_bias)
@@ -269,7 +269,7 @@ def _scale(xp: Any, variance: Any, weight: Any, x: Any, eps: float) -> Any:
 def _(native, x, mean, variance, weight, bias, *, eps):
     x, blocks = _in_blocks(native, x)
     y = np.empty_like(x)
-    threads.split(blocks, partial(native.norm_apply, x, mean, variance, weight, bias, y, eps), 2 * x.size)
+    threads.split(blocks, partial(native.norm_apply, x, mean, variance, weight, bias, y, eps), x.size // 3)
     return y
 
 

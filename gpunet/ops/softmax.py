@@ -22,11 +22,11 @@ def _are_of_rows(g: Any, y: Any, *, axis: int) -> bool:
     return _is_of_rows(y, axis=axis) and g.dtype == float32 and g.shape == y.shape
 
 
-def _by_rows(function: Any, *arrays: Any, cost: int) -> np.ndarray:
+def _by_rows(function: Any, *arrays: Any) -> np.ndarray:
     """Call a function of kernels/cpu/softmax.cpp on `arrays`, on several threads if they are large."""
     y = np.empty_like(arrays[-1])
     columns = y.shape[-1]
-    threads.split(y.size // columns, partial(function, *arrays, y, columns), cost * y.size)
+    threads.split(y.size // columns, partial(function, *arrays, y, columns), y.size // 2)
     return y
 
 
@@ -40,7 +40,7 @@ def softmax(xp, x, *, axis=-1):
 
 @softmax.kernel("softmax", platform="cpu", when=_is_of_rows)
 def _(native, x, *, axis):
-    return _by_rows(native.softmax, x, cost=6)
+    return _by_rows(native.softmax, x)
 
 
 @softmax.vjp
@@ -56,7 +56,7 @@ def softmax_grad(xp, g, y, *, axis):
 
 @softmax_grad.kernel("softmax", platform="cpu", when=_are_of_rows)
 def _(native, g, y, *, axis):
-    return _by_rows(native.softmax_grad, np.ascontiguousarray(g), y, cost=3)
+    return _by_rows(native.softmax_grad, np.ascontiguousarray(g), y)
 
 
 @softmax_grad.vjp
@@ -75,7 +75,7 @@ def log_softmax(xp, x, *, axis=-1):
 
 @log_softmax.kernel("softmax", platform="cpu", when=_is_of_rows)
 def _(native, x, *, axis):
-    return _by_rows(native.log_softmax, x, cost=6)
+    return _by_rows(native.log_softmax, x)
 
 
 @log_softmax.vjp
@@ -93,7 +93,7 @@ def log_softmax_grad(xp, g, y, *, axis):
 
 @log_softmax_grad.kernel("softmax", platform="cpu", when=_are_of_rows)
 def _(native, g, y, *, axis):
-    return _by_rows(native.log_softmax_grad, np.ascontiguousarray(g), y, cost=6)
+    return _by_rows(native.log_softmax_grad, np.ascontiguousarray(g), y)
 
 
 @op
