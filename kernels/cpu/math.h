@@ -2,6 +2,10 @@
 #pragma once
 #include "array.h"
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 // 2 to the power of whole numbers from -126 to 127.
 inline Vector power_of_two(IntVector n) { return reinterpret_cast<Vector>((n + 127) << 23); }
 
@@ -9,12 +13,13 @@ inline Vector power_of_two(IntVector n) { return reinterpret_cast<Vector>((n + 1
 // to as much of itself). The polynomial, (e^r - 1 - r) / r^2, interpolates at Chebyshev's points.
 struct Reduced {
     IntVector n;
+    Vector whole;  // n
     Vector less_one;
 
     explicit Reduced(Vector x) {
         constexpr float MAGIC = 12582912.0f;  // 1.5 * 2^23: adding it leaves no digits behind the point
         Vector shifted = x * 1.44269504f + MAGIC;
-        Vector whole = shifted - MAGIC;
+        whole = shifted - MAGIC;
         n = reinterpret_cast<IntVector>(shifted) - 0x4b400000;
         Vector r = x - whole * 0.693359375f + whole * 2.12194440e-4f;  // ln 2 in two parts, the first of few digits
         Vector p = r * 0.001392618181f + 0.00836317763f;
@@ -26,14 +31,23 @@ struct Reduced {
 };
 
 inline Vector limited(Vector x, float least, float most) {  // NaN stays
+#if defined(__AVX512F__)
+    return _mm512_min_ps(broadcast(most), _mm512_max_ps(broadcast(least), x));
+#else
     x = select(x < least, broadcast(least), x);
     return select(x > most, broadcast(most), x);
+#endif
 }
 
 inline Vector exp(Vector x) {
     Reduced reduced(limited(x, -104.0f, 89.0f));
+    Vector near_one = reduced.less_one + 1.0f;
+#if defined(__AVX512F__)
+    return _mm512_scalef_ps(near_one, reduced.whole);
+#else
     IntVector half = reduced.n >> 1;  // in two steps, as 2^n may not be a normal number
-    return (reduced.less_one + 1.0f) * power_of_two(half) * power_of_two(reduced.n - half);
+    return near_one * power_of_two(half) * power_of_two(reduced.n - half);
+#endif
 }
 
 // e^x - 1, for x <= 80; to the last digits also where x is near 0.
