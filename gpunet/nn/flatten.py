@@ -23,8 +23,9 @@ class Flatten(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shape = check_array(x)
-        start, end = (a + len(shape) if a < 0 else a for a in (self.start_axis, self.end_axis))
-        if not 0 <= start <= end < len(shape):
+        n, start, end = len(shape), self.start_axis, self.end_axis
+        start, end = start + n if start < 0 else start, end + n if end < 0 else end
+        if not 0 <= start <= end < n:
             raise ShapeError(f"expected an input that has axes {self.start_axis} to {self.end_axis}, got shape {shape}")
         return reshape(x, shape=(*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]))
 

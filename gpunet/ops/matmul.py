@@ -86,26 +86,28 @@ def linear(xp, x, weight, bias=None):
         ShapeError: x does not have in_features columns, or the bias is not of shape (out_features,).
     """
     check_linear("linear", x, weight, bias)
-    flat = x.ndim <= 2
-    rows = x if flat else xp.reshape(x, (-1, x.shape[-1]))  # one product of matrices, not a batch of small ones
-    y = xp.matmul(rows, weight.T)
-    if bias is not None:
-        if bias.dtype == y.dtype:
-            target = y[0] if y.ndim == 2 and len(y) == 1 else y  # arrays of one shape are added faster
-            target += bias
-        else:
-            y = y + bias
-    return y if flat else xp.reshape(y, (*x.shape[:-1], weight.shape[0]))
+    if x.ndim > 2:  # one product of matrices, not a batch of small ones
+        rows = linear.reference(xp, xp.reshape(x, (-1, x.shape[-1])), weight, bias)
+        return xp.reshape(rows, (*x.shape[:-1], weight.shape[0]))
+    y = xp.matmul(x, weight.T)
+    if bias is None:
+        return y
+    if bias.dtype != y.dtype:
+        return y + bias
+    target = y[0] if y.ndim == 2 and len(y) == 1 else y  # arrays of one shape are added faster
+    target += bias
+    return y
 
 
 def check_linear(name: str, x: Any, weight: Any, bias: Any) -> None:
     """Raise ShapeError, in the name of an op, if the arguments of `linear` do not fit each other."""
-    if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
+    shape = weight.shape
+    if len(shape) != 2 or not x.ndim or x.shape[-1] != shape[1]:
         raise ShapeError(
             f"{name}: a weight of shape {tuple(weight.shape)} takes an input of shape (..., {weight.shape[-1]}), "
             f"got {tuple(x.shape)}"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
+    if bias is not None and bias.shape != shape[:1]:
         raise ShapeError(f"{name}: expected a bias of shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
 
 

@@ -37,7 +37,7 @@ def reshape(xp, x, *, shape, copy=None):
         shape: an int or a tuple.
         copy: True: never share memory with x; False: raise ValueError where that is not possible; None: if possible.
     """
-    y = xp.reshape(x, (shape,) if isinstance(shape, int) else tuple(shape))
+    y = x.reshape((shape,) if isinstance(shape, int) else tuple(shape))
     if copy is None:
         return y
     shared = xp.may_share_memory(x, y)
