@@ -9,7 +9,21 @@ import numpy as np
 import pytest
 
 import gpunet as gn
-from gpunet.ops import conv, elementwise, index, linalg, loss, matmul, norm, pool, random, reduce, shape, softmax
+from gpunet.ops import (
+    conv,
+    elementwise,
+    index,
+    linalg,
+    loss,
+    matmul,
+    norm,
+    pool,
+    random,
+    recurrent,
+    reduce,
+    shape,
+    softmax,
+)
 from gpunet.ops.feed_forward import feed_forward
 from gpunet.ops.op import Op
 from tests.every_op import all_ops
@@ -243,6 +257,28 @@ for reduction in ("none", "sum", "mean"):
         )
 case("binary_cross_entropy", loss.binary_cross_entropy, rng.uniform(0.1, 0.9, (3, 4)), rng.uniform(0.1, 0.9, (3, 4)))
 case("dropout", lambda x: random.dropout(x, p=0.4, key=random.Key(3, (0, 0, 0), 5)), normal(5, 4))
+
+
+for _reverse in (False, True):
+    case(
+        f"lstm: {_reverse}",
+        lambda *args, r=_reverse: recurrent.lstm(*args, reverse=r),
+        *(normal(3, 2, 12), normal(2, 3), normal(2, 3), normal(12, 3), normal(12)),
+    )
+    case(
+        f"gru: {_reverse}",
+        lambda *args, r=_reverse: recurrent.gru(*args, reverse=r),
+        *(normal(3, 2, 9), normal(2, 3), normal(9, 3), normal(9)),
+    )
+    for _activation in ("tanh", "relu"):
+        case(
+            f"rnn: {_activation}, {_reverse}",
+            lambda *args, a=_activation, r=_reverse: recurrent.rnn(*args, activation=a, reverse=r),
+            *(normal(3, 2, 3), normal(2, 3), normal(3, 3), normal(3)),
+        )
+case("lstm: from zeros", lambda x, w: recurrent.lstm(x, None, None, w)[0], normal(3, 2, 12), normal(12, 3))
+case("gru: from zeros", lambda x, w: recurrent.gru(x, None, w)[0], normal(3, 2, 9), normal(9, 3))
+case("rnn: from zeros", lambda x, w: recurrent.rnn(x, None, w), normal(3, 2, 3), normal(3, 3))
 
 
 @pytest.mark.parametrize("name", CASES)
