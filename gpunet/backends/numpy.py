@@ -62,8 +62,27 @@ def _sum(x: Any, axis: Any = None, dtype: Any = None, keepdims: bool = False) ->
 
 
 _plain_sum = _reduction(np.add)
+
+
+def _mean(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    """`numpy.mean`; of all numbers, at a quarter of its cost for a small array."""
+    if axis is None and not keepdims and x.size and x.dtype.char in "fd":
+        return _plain_sum(x) / x.size
+    return np.mean(x, axis, keepdims=keepdims)
+
+
+def _broadcast_to(x: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """`numpy.broadcast_to`; of a number, as the gradient of a sum is, at a tenth of its cost."""
+    if x.ndim or x.dtype.char not in "fd" or not isinstance(shape, tuple):
+        return np.broadcast_to(x, shape)
+    y: np.ndarray = np.ndarray(shape, x.dtype, x, 0, (0,) * len(shape))
+    y.flags.writeable = False
+    return y
+
+
 _REDUCTIONS = {
     "sum": _sum,
+    "mean": _mean,
     "prod": _reduction(np.multiply),
     "max": _reduction(np.maximum),
     "min": _reduction(np.minimum),
@@ -76,7 +95,7 @@ def _namespace() -> ModuleType:
     """NumPy's namespace with functions of gpunet's in the place of some of its own."""
     xp = ModuleType("gpunet.backends.numpy.xp", np.__doc__)
     xp.__dict__.update({name: getattr(np, name) for name in np.__all__})
-    xp.__dict__.update(_REDUCTIONS, linalg=np.linalg, fft=np.fft, matmul=threads.matmul)
+    xp.__dict__.update(_REDUCTIONS, linalg=np.linalg, fft=np.fft, matmul=threads.matmul, broadcast_to=_broadcast_to)
     return xp
 
 

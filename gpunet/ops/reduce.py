@@ -16,12 +16,14 @@ from gpunet.ops.shape import axes_of, axis_of, broadcast_to, expand_dims, flip
 
 def _expand(y: Any, x: Any, axis: Any, keepdims: bool) -> Any:
     """`y`, a reduction of `x`, with the reduced axes put back with length one."""
-    if keepdims or not x.ndim:
+    if keepdims or axis is None:  # what has no axes at all needs none put back to broadcast
         return y
     return expand_dims(y, axis=axes_of(axis, x.ndim))
 
 
 def _length(x: Any, axis: Any) -> int:
+    if axis is None:
+        return math.prod(x.shape)
     n = 1
     for a in axes_of(axis, x.ndim):
         n *= x.shape[a]
@@ -30,14 +32,14 @@ def _length(x: Any, axis: Any) -> int:
 
 def _wide(x: Any, dtype: Any) -> Any:
     """The type to add up in: float32 for float16, whose sums would lose most of their digits."""
-    return "float32" if dtype is None and x.dtype == "float16" else dtype
+    return "float32" if dtype is None and x.dtype.char == "e" else dtype
 
 
 @op
 def sum(xp, x, *, axis=None, dtype=None, keepdims=False):
     """The sum of the elements. float16 is added up in float32."""
     y = xp.sum(x, axis=axis, dtype=_wide(x, dtype), keepdims=keepdims)
-    return xp.astype(xp.asarray(y), x.dtype) if dtype is None and x.dtype == "float16" else y
+    return xp.astype(xp.asarray(y), x.dtype) if dtype is None and x.dtype.char == "e" else y
 
 
 @sum.vjp
