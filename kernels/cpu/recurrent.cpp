@@ -6,7 +6,7 @@
 // units' gates and states are computed as soon as their sums are there. Threads take samples, and so never wait for one
 // another: a sample's arithmetic does not depend on which others are computed beside it.
 //
-// Arrays are (T, B, ...), dense; a state that is None is zero.
+// Arrays are (T, B, ...), dense; a state that is None is zero. Sigmoid and tanh are within 2.5 units in the last place.
 #include "flat.h"
 #include "math.h"
 
@@ -17,7 +17,7 @@ namespace {
 
 // --- products
 
-constexpr long DEPTH = 128;  // of a part of a panel that stays in the first-level cache
+constexpr long DEPTH = 128;   // of a part of a panel that stays in the first-level cache
 constexpr long SAMPLES = 64;  // that go through all steps together, so that their states stay there too
 
 // How many rows a tile has, for so many vectors across: as many as there are registers for.
@@ -26,7 +26,7 @@ constexpr int rows_for(int vectors) {
     return vectors == 4 ? 3 : vectors == 3 ? 4 : vectors == 2 ? 6 : 12;
 }
 
-// The products of P rows, `stride` apart, of `count` elements with V vectors of columns; added to what is there, or not.
+// The products of P rows of `count` elements, `stride` apart, with V vectors of columns; added to `out`, or not.
 template <int P, int V>
 void tile(const float* x, long stride, long count, const float* panel, float* out, long out_stride, bool add) {
     Vector sums[P][V];
@@ -121,7 +121,7 @@ template <int GATES> struct Gates {
 };
 
 // Forward: at each step, for each vector of units, the products of all samples' states with the weight's columns for
-// its GATES gates, and then cell(t, n, sample, unit, lanes, products) for every sample. `hs` is where the cells put the states.
+// its GATES gates, and then cell(n, sample, unit, lanes, products) for every sample, which puts the state into `hs`.
 template <int GATES, class Cell>
 void forward(const Shape& s, const float* h, const float* packed, const float* hs, Cell cell) {
     constexpr long across = GATES * WIDTH;
@@ -133,8 +133,8 @@ void forward(const Shape& s, const float* h, const float* packed, const float* h
             const float* states = n ? hs + s.step(n - 1) * s.batch * s.units : h;
             for (long unit = 0; unit < s.units; unit += WIDTH) {
                 if (states)
-                    multiply(states + start * s.units, s.units, samples, s.units, packed + unit * s.units * GATES, GATES,
-                             sums, across, false);
+                    multiply(states + start * s.units, s.units, samples, s.units, packed + unit * s.units * GATES,
+                             GATES, sums, across, false);
                 long lanes = std::min(long(WIDTH), s.units - unit);
                 for (long i = 0; i < samples; i++) cell(n, start + i, unit, lanes, sums + i * across);
             }
@@ -142,9 +142,9 @@ void forward(const Shape& s, const float* h, const float* packed, const float* h
     }
 }
 
-// Backward: at each step, cell(n, sample, dh, dc) for every sample, where dh is the gradient of its state after the step
-// and dc that of what else the step hands on. It writes the gradients of the step's products to `d`, (T, B, width), and
-// leaves in dh and dc what goes to the step before on other ways than through these products.
+// Backward: at each step, cell(n, sample, dh, dc) for every sample. dh is the gradient of its state after the step, and
+// dc that of what else the step hands on. The cell writes the gradients of the step's products to `d`, (T, B, width),
+// and leaves in dh and dc what goes to the step before on other ways than through these products.
 template <class Cell>
 void backward(const Shape& s, const float* d, long width, const float* packed, float* dh_first, float* dc_first,
               Cell cell) {
@@ -207,11 +207,12 @@ KERNEL void pack(const Array* weight, const Array* packed, long gates) {
 KERNEL void lstm(const Array* inputs, const Array* h, const Array* c, const Array* bias, const Array* packed, const Array* hs, const Array* cs, const Array* gates, long reverse, long start, long stop) {
     Shape s(hs, reverse, start, stop);
     const float *first = optional(c), *shift = optional(bias);
-    forward<4>(s, optional(h), packed->floats(), hs->floats(), [&](long n, long sample, long unit, long lanes, const float* products) {
+    auto cell = [&](long n, long sample, long unit, long lanes, const float* products) {
         long t = s.step(n), at = (t * s.batch + sample) * s.units + unit;
         Gates<4> in(inputs->floats(), s, t, sample), out(gates->floats(), s, t, sample);
         auto sum = [&](int gate) {
-            return in.get(gate, unit, lanes) + load(products + gate * WIDTH) + load_if(shift, gate * s.units + unit, lanes);
+            Vector product = load(products + gate * WIDTH) + load_if(shift, gate * s.units + unit, lanes);
+            return in.get(gate, unit, lanes) + product;
         };
         const float* before = s.before(cs->floats(), first, n, sample);
         Vector i = sigmoid(sum(0)), f = sigmoid(sum(1)), g = tanh(sum(2)), o = sigmoid(sum(3));
@@ -222,18 +223,20 @@ KERNEL void lstm(const Array* inputs, const Array* h, const Array* c, const Arra
         out.set(3, unit, lanes, o);
         store_some(cs->floats() + at, state, lanes);
         store_some(hs->floats() + at, o * tanh(state), lanes);
-    });
+    };
+    forward<4>(s, optional(h), packed->floats(), hs->floats(), cell);
 }
 
 KERNEL void lstm_grad(const Array* g_hs, const Array* g_cs, const Array* cs, const Array* gates, const Array* c, const Array* packed, const Array* d, const Array* dh_first, const Array* dc_first, long reverse, long start, long stop) {
     Shape s(cs, reverse, start, stop);
     const float *from_h = optional(g_hs), *from_c = optional(g_cs), *first = optional(c);
-    backward(s, d->floats(), 4 * s.units, packed->floats(), dh_first->floats(), dc_first->floats(), [&](long n, long sample, float* dh, float* dc) {
+    auto cell = [&](long n, long sample, float* dh, float* dc) {
         long t = s.step(n), row = (t * s.batch + sample) * s.units;
         const float* before = s.before(cs->floats(), first, n, sample);
         Gates<4> in(gates->floats(), s, t, sample), out(d->floats(), s, t, sample);
         by_vectors(0, s.units, [&](long unit, long lanes) {
-            Vector i = in.get(0, unit, lanes), f = in.get(1, unit, lanes), g = in.get(2, unit, lanes), o = in.get(3, unit, lanes);
+            Vector i = in.get(0, unit, lanes), f = in.get(1, unit, lanes);
+            Vector g = in.get(2, unit, lanes), o = in.get(3, unit, lanes);
             Vector tanh_c = tanh(load_some(cs->floats() + row + unit, lanes));
             Vector to_h = load(dh + unit) + load_if(from_h, row + unit, lanes);
             Vector to_c = load(dc + unit) + load_if(from_c, row + unit, lanes) + to_h * o * (1.0f - tanh_c * tanh_c);
@@ -244,7 +247,8 @@ KERNEL void lstm_grad(const Array* g_hs, const Array* g_cs, const Array* cs, con
             store(dh + unit, Vector{});
             store(dc + unit, to_c * f);
         });
-    });
+    };
+    backward(s, d->floats(), 4 * s.units, packed->floats(), dh_first->floats(), dc_first->floats(), cell);
 }
 
 // --- GRU; the gates are r, z, n, and beside them s, what r multiplies
@@ -252,7 +256,7 @@ KERNEL void lstm_grad(const Array* g_hs, const Array* g_cs, const Array* cs, con
 KERNEL void gru(const Array* inputs, const Array* h, const Array* bias, const Array* packed, const Array* hs, const Array* gates, long reverse, long start, long stop) {
     Shape s(hs, reverse, start, stop);
     const float *first = optional(h), *shift = optional(bias);
-    forward<3>(s, first, packed->floats(), hs->floats(), [&](long n, long sample, long unit, long lanes, const float* products) {
+    auto cell = [&](long n, long sample, long unit, long lanes, const float* products) {
         long t = s.step(n);
         Gates<3> in(inputs->floats(), s, t, sample);
         Gates<4> out(gates->floats(), s, t, sample);
@@ -267,13 +271,14 @@ KERNEL void gru(const Array* inputs, const Array* h, const Array* bias, const Ar
         out.set(2, unit, lanes, candidate);
         out.set(3, unit, lanes, reset);
         store_some(hs->floats() + (t * s.batch + sample) * s.units + unit, candidate + z * (before - candidate), lanes);
-    });
+    };
+    forward<3>(s, first, packed->floats(), hs->floats(), cell);
 }
 
 KERNEL void gru_grad(const Array* g, const Array* hs, const Array* gates, const Array* h, const Array* packed, const Array* d_inputs, const Array* d_products, const Array* dh_first, long reverse, long start, long stop) {
     Shape s(hs, reverse, start, stop);
     const float* first = optional(h);
-    backward(s, d_products->floats(), 3 * s.units, packed->floats(), dh_first->floats(), nullptr, [&](long step, long sample, float* dh, float*) {
+    auto cell = [&](long step, long sample, float* dh, float*) {
         long t = s.step(step), row = (t * s.batch + sample) * s.units;
         const float* before = s.before(hs->floats(), first, step, sample);
         Gates<4> in(gates->floats(), s, t, sample);
@@ -292,7 +297,8 @@ KERNEL void gru_grad(const Array* g, const Array* hs, const Array* gates, const 
             to_products.set(2, unit, lanes, dn * r);
             store(dh + unit, to_h * z);
         });
-    });
+    };
+    backward(s, d_products->floats(), 3 * s.units, packed->floats(), dh_first->floats(), nullptr, cell);
 }
 
 // --- the plain network: relu, or else tanh
@@ -300,17 +306,18 @@ KERNEL void gru_grad(const Array* g, const Array* hs, const Array* gates, const 
 KERNEL void rnn(const Array* inputs, const Array* h, const Array* bias, const Array* packed, const Array* hs, long relu, long reverse, long start, long stop) {
     Shape s(hs, reverse, start, stop);
     const float* shift = optional(bias);
-    forward<1>(s, optional(h), packed->floats(), hs->floats(), [&](long n, long sample, long unit, long lanes, const float* products) {
+    auto cell = [&](long n, long sample, long unit, long lanes, const float* products) {
         long at = (s.step(n) * s.batch + sample) * s.units + unit;
         Vector sum = load_some(inputs->floats() + at, lanes) + load(products) + load_if(shift, unit, lanes);
         Vector state = relu ? select(sum < 0.0f, Vector{}, sum) : tanh(sum);  // NaN stays
         store_some(hs->floats() + at, state, lanes);
-    });
+    };
+    forward<1>(s, optional(h), packed->floats(), hs->floats(), cell);
 }
 
 KERNEL void rnn_grad(const Array* g, const Array* hs, const Array* packed, const Array* d, const Array* dh_first, long relu, long reverse, long start, long stop) {
     Shape s(hs, reverse, start, stop);
-    backward(s, d->floats(), s.units, packed->floats(), dh_first->floats(), nullptr, [&](long n, long sample, float* dh, float*) {
+    auto cell = [&](long n, long sample, float* dh, float*) {
         long row = (s.step(n) * s.batch + sample) * s.units;
         by_vectors(0, s.units, [&](long unit, long lanes) {
             Vector y = load_some(hs->floats() + row + unit, lanes);
@@ -319,5 +326,6 @@ KERNEL void rnn_grad(const Array* g, const Array* hs, const Array* packed, const
             store_some(d->floats() + row + unit, to_h * slope, lanes);
             store(dh + unit, Vector{});
         });
-    });
+    };
+    backward(s, d->floats(), s.units, packed->floats(), dh_first->floats(), nullptr, cell);
 }
