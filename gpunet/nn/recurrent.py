@@ -20,6 +20,11 @@ from gpunet.ops.matmul import linear
 from gpunet.tensor import Tensor
 
 
+def _as_one(a: Tensor) -> Tensor:
+    """With a first axis of length one; a view, whose gradient is one too."""
+    return a.reshape((1, *a.shape))
+
+
 def _sum(a: Tensor | None, b: Tensor | None) -> Any:
     return None if a is None or b is None else a + b
 
@@ -60,7 +65,7 @@ class _TanhOrReLU(_Kind):
 
     def _sequence(self, x: Tensor, state: Any, parameters: Any, reverse: bool) -> tuple[Tensor, Any]:
         weight_ih, weight_hh, bias_ih, bias_hh = parameters
-        inputs, (h,) = linear(x, weight_ih), state or (None,)
+        inputs, (h,) = linear(x, weight_ih, None), state or (None,)
         hs = ops.rnn(inputs, h, weight_hh, _sum(bias_ih, bias_hh), activation=self.nonlinearity, reverse=reverse)
         return hs, (hs,)
 
@@ -70,7 +75,7 @@ class _LongShortTerm(_Kind):
 
     def _sequence(self, x: Tensor, state: Any, parameters: Any, reverse: bool) -> tuple[Tensor, Any]:
         weight_ih, weight_hh, bias_ih, bias_hh, *projection = parameters
-        inputs, (h, c) = linear(x, weight_ih), state or (None, None)
+        inputs, (h, c) = linear(x, weight_ih, None), state or (None, None)
         args = (inputs, h, c, weight_hh, _sum(bias_ih, bias_hh))
         if projection:
             hs, cs, _gates = ops.projected_lstm(gn, *args, projection[0], reverse=reverse)
@@ -157,7 +162,7 @@ class _Layers(_Kind):
         check_dtype(x, self.weight_ih_l0)
         batched = len(shape) == 3
         if not batched:
-            x = x[:, None]
+            x = x.reshape((shape[0], 1, shape[1]))
         elif self.batch_first:
             x = x.swapaxes(0, 1)
         if not x.shape[0]:
@@ -169,7 +174,7 @@ class _Layers(_Kind):
             for name, part, size in zip(("h_0", "c_0"), state, sizes):
                 _check_state(name, part, (directions, *batch_shape, size), shape, self.weight_ih_l0)
             if not batched:
-                state = tuple(part[:, None] for part in state)
+                state = tuple(part.reshape((directions, 1, -1)) for part in state)
         ends: list[list[Tensor]] = []  # of each layer and direction, the state after its last step
         for layer in range(self.num_layers):
             if layer and self.dropout:
@@ -181,7 +186,7 @@ class _Layers(_Kind):
                 outputs.append(hs)
                 ends.append([after[0 if reverse else -1] for after in states])
             x = outputs[0] if len(outputs) == 1 else gn.concat(outputs, axis=-1)
-        final = tuple(parts[0][None] if len(parts) == 1 else gn.stack(parts) for parts in zip(*ends))
+        final = tuple(_as_one(parts[0]) if len(parts) == 1 else gn.stack(parts) for parts in zip(*ends))
         if not batched:
             return x[:, 0], tuple(part[:, 0] for part in final)
         return x.swapaxes(0, 1) if self.batch_first else x, final
@@ -352,10 +357,10 @@ class _Cell(_Kind):
         for name, part in zip(("h", "c"), state or ()):
             _check_state(name, part, (*shape[:-1], self.hidden_size), shape, self.weight_ih)
         if len(shape) == 1:
-            x, state = x[None], state and tuple(part[None] for part in state)
+            x, state = _as_one(x), state and tuple(map(_as_one, state))
         parameters = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        _hs, states = self._sequence(x[None], state, parameters, False)
-        return tuple(after[0, 0] if len(shape) == 1 else after[0] for after in states)
+        _hs, states = self._sequence(_as_one(x), state, parameters, False)
+        return tuple(after.reshape((*shape[:-1], self.hidden_size)) for after in states)
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")

@@ -76,6 +76,8 @@ def _weight_gradient(d: Any, h: Any, hs: Any, reverse: bool) -> Any:
         return matmul(reshape(d, shape=(-1, d.shape[-1])).T, reshape(state, shape=(-1, state.shape[-1])))
 
     hs, h = _wide(hs), _wide(h)
+    if len(d) == 1 and h is not None:
+        return product(d, h)
     later = product(d[:-1], hs[1:]) if reverse else product(d[1:], hs[:-1])
     return later if h is None else later + product(d[-1 if reverse else 0], h)
 
@@ -318,6 +320,22 @@ def _dense(*arrays: Any) -> tuple[Any, ...]:
     return tuple(a if a is None or a.flags.c_contiguous else np.ascontiguousarray(a) for a in arrays)
 
 
+def _first_product(inputs: np.ndarray, h: Any, weight: np.ndarray) -> tuple[np.ndarray, Any]:
+    """Inputs and state for a kernel that only adds its products to the inputs. For a single step the weight is not
+    worth packing: the product is here already, and no state is left.
+    """
+    if h is None or len(inputs) > 1:
+        return inputs, h
+    product = threads.matmul(h, weight.T)
+    product += inputs[0]
+    return product[None], None
+
+
+def _packed_for(native: Any, inputs: np.ndarray, h: Any, weight: np.ndarray, gates: int) -> np.ndarray | None:
+    """As `_packed`, if there is any state to multiply."""
+    return None if h is None and len(inputs) == 1 else _packed(native, weight, gates)
+
+
 def _packed(native: Any, weight: np.ndarray, gates: int) -> np.ndarray:
     """The weight as the kernels' products of states take it: `gates` vectors of each unit; 0: as those of gradients."""
     packed = np.empty(native.packed_size(weight), float32)
@@ -332,12 +350,13 @@ def _split(work: Any, batch: int, length: int, weight: np.ndarray) -> None:
 
 @lstm.kernel("recurrent", platform="cpu", when=lambda *arrays, **_: _fits(*arrays))
 def _(native, inputs, h, c, weight, bias, *, reverse):
-    inputs, h, c, weight, bias = _dense(inputs, h, c, weight, bias)
+    inputs, h, c, weight, bias = _dense(*_first_product(inputs, h, weight), c, weight, bias)
     length, batch, _gates = inputs.shape
     units = weight.shape[1]
     hs, cs = np.empty((length, batch, units), float32), np.empty((length, batch, units), float32)
     gates = np.empty_like(inputs)
-    work = partial(native.lstm, inputs, h, c, bias, _packed(native, weight, 4), hs, cs, gates, reverse)
+    packed = _packed_for(native, inputs, h, weight, 4)
+    work = partial(native.lstm, inputs, h, c, bias, packed, hs, cs, gates, reverse)
     _split(work, batch, length, weight)
     return hs, cs, gates
 
@@ -362,7 +381,8 @@ def _(native, inputs, h, weight, bias, *, reverse):
     length, batch, _gates = inputs.shape
     units = weight.shape[1]
     hs, gates = np.empty((length, batch, units), float32), np.empty((length, batch, 4 * units), float32)
-    _split(partial(native.gru, inputs, h, bias, _packed(native, weight, 3), hs, gates, reverse), batch, length, weight)
+    packed = _packed_for(native, inputs, h, weight, 3)
+    _split(partial(native.gru, inputs, h, bias, packed, hs, gates, reverse), batch, length, weight)
     return hs, gates
 
 
@@ -383,10 +403,11 @@ def _(native, g_hs, _g_gates, hs, gates, h, weight, *, reverse):
 
 @rnn.kernel("recurrent", platform="cpu", when=lambda *arrays, **_: _fits(*arrays))
 def _(native, inputs, h, weight, bias, *, activation, reverse):
-    inputs, h, weight, bias = _dense(inputs, h, weight, bias)
+    inputs, h, weight, bias = _dense(*_first_product(inputs, h, weight), weight, bias)
     length, batch, _units = inputs.shape
     hs = np.empty_like(inputs)
-    work = partial(native.rnn, inputs, h, bias, _packed(native, weight, 1), hs, activation == "relu", reverse)
+    packed = _packed_for(native, inputs, h, weight, 1)
+    work = partial(native.rnn, inputs, h, bias, packed, hs, activation == "relu", reverse)
     _split(work, batch, length, weight)
     return hs
 

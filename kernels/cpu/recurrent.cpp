@@ -6,7 +6,8 @@
 // units' gates and states are computed as soon as their sums are there. Threads take samples, and so never wait for one
 // another: a sample's arithmetic does not depend on which others are computed beside it.
 //
-// Arrays are (T, B, ...), dense; a state that is None is zero. Sigmoid and tanh are within 2.5 units in the last place.
+// Arrays are (T, B, ...), dense; a state that is None is zero, and needs no packed weight. Sigmoid and tanh are within
+// 2.5 units in the last place.
 #include "flat.h"
 #include "math.h"
 
@@ -224,7 +225,7 @@ KERNEL void lstm(const Array* inputs, const Array* h, const Array* c, const Arra
         store_some(cs->floats() + at, state, lanes);
         store_some(hs->floats() + at, o * tanh(state), lanes);
     };
-    forward<4>(s, optional(h), packed->floats(), hs->floats(), cell);
+    forward<4>(s, optional(h), optional(packed), hs->floats(), cell);
 }
 
 KERNEL void lstm_grad(const Array* g_hs, const Array* g_cs, const Array* cs, const Array* gates, const Array* c, const Array* packed, const Array* d, const Array* dh_first, const Array* dc_first, long reverse, long start, long stop) {
@@ -272,7 +273,7 @@ KERNEL void gru(const Array* inputs, const Array* h, const Array* bias, const Ar
         out.set(3, unit, lanes, reset);
         store_some(hs->floats() + (t * s.batch + sample) * s.units + unit, candidate + z * (before - candidate), lanes);
     };
-    forward<3>(s, first, packed->floats(), hs->floats(), cell);
+    forward<3>(s, first, optional(packed), hs->floats(), cell);
 }
 
 KERNEL void gru_grad(const Array* g, const Array* hs, const Array* gates, const Array* h, const Array* packed, const Array* d_inputs, const Array* d_products, const Array* dh_first, long reverse, long start, long stop) {
@@ -312,7 +313,7 @@ KERNEL void rnn(const Array* inputs, const Array* h, const Array* bias, const Ar
         Vector state = relu ? select(sum < 0.0f, Vector{}, sum) : tanh(sum);  // NaN stays
         store_some(hs->floats() + at, state, lanes);
     };
-    forward<1>(s, optional(h), packed->floats(), hs->floats(), cell);
+    forward<1>(s, optional(h), optional(packed), hs->floats(), cell);
 }
 
 KERNEL void rnn_grad(const Array* g, const Array* hs, const Array* packed, const Array* d, const Array* dh_first, long relu, long reverse, long start, long stop) {
