@@ -17,6 +17,7 @@ import numpy as np
 
 from gpunet.backends import threads
 from gpunet.dtypes import accumulation_dtype, float32
+from gpunet.errors import ShapeError
 from gpunet.ops.elementwise import relu, relu_grad, sigmoid, tanh, tanh_grad
 from gpunet.ops.matmul import matmul
 from gpunet.ops.op import Op, Traced, op
@@ -47,6 +48,28 @@ def _parts(a: Any, count: int) -> tuple[Any, ...]:
 def _in_order(steps: dict[int, Any]) -> Any:
     """What was found for each step, along a first axis."""
     return stack([steps[t] for t in range(len(steps))])
+
+
+def _check(name: str, inputs: Any, weight: Any, gates: int, projection: Any = None, **others: Any) -> None:
+    """Raise ShapeError, in the name of an op, if its arguments do not fit each other.
+
+    Args:
+        others: the state before the first step, h and perhaps c, and the bias; each may be None.
+    """
+    features = weight.shape[-1]
+    units = features if projection is None else projection.shape[-1]
+    if weight.ndim != 2 or weight.shape[0] != gates * units:
+        raise ShapeError(f"{name}: expected a weight of shape ({gates} * H, H), got {tuple(weight.shape)}")
+    if inputs.ndim != 3 or not inputs.shape[0] or inputs.shape[2] != gates * units:
+        raise ShapeError(
+            f"{name}: a weight of shape {tuple(weight.shape)} takes inputs (T, B, {gates * units}) of at least one "
+            f"step, got {tuple(inputs.shape)}"
+        )
+    batch = inputs.shape[1]
+    wanted = {"h": (batch, features), "c": (batch, units), "bias": (gates * units,)}
+    for what, a in others.items():
+        if a is not None and tuple(a.shape) != wanted[what]:
+            raise ShapeError(f"{name}: expected {what} of shape {wanted[what]}, got {tuple(a.shape)}")
 
 
 def _state(xp: Any, state: Any, inputs: Any, size: int) -> Any:
@@ -108,6 +131,9 @@ def lstm(xp, inputs, h, c, weight, bias=None, *, reverse=False):
     Returns:
         h after each step (T, B, H), c after each step (T, B, H), and the gates after their activations (T, B, 4H). Of
         float16, the latter two are float32, in which all is computed.
+
+    Raises:
+        ShapeError: the arguments do not fit each other.
     """
     return projected_lstm(xp, inputs, h, c, weight, bias, None, reverse=reverse)
 
@@ -118,6 +144,7 @@ def projected_lstm(
     """`lstm` as it is composed of other ops. With a projection (P, H), h becomes h @ projectionᵀ, of P features, at the
     end of each step (Sak, Senior and Beaufays, 2014), and the weight is (4H, P).
     """
+    _check("lstm", inputs, weight, 4, projection, h=h, c=c, bias=bias)
     dtype, inputs, weight, bias, projection = inputs.dtype, *map(_wide, (inputs, weight, bias, projection))
     h = _state(xp, _wide(h), inputs, weight.shape[1])
     c = _state(xp, _wide(c), inputs, weight.shape[0] // 4)
@@ -195,7 +222,11 @@ def gru(xp, inputs, h, weight, bias=None, *, reverse=False):
     Returns:
         h after each step (T, B, H); and r, z, n and s (T, B, 4H), which of float16 are float32, in which all is
         computed.
+
+    Raises:
+        ShapeError: the arguments do not fit each other.
     """
+    _check("gru", inputs, weight, 3, h=h, bias=bias)
     dtype, inputs, weight, bias = inputs.dtype, *map(_wide, (inputs, weight, bias))
     h = _state(xp, _wide(h), inputs, weight.shape[1])
     hs, gates = {}, {}
@@ -270,7 +301,11 @@ def rnn(xp, inputs, h, weight, bias=None, *, activation="tanh", reverse=False):
 
     Returns:
         h after each step (T, B, H).
+
+    Raises:
+        ShapeError: the arguments do not fit each other.
     """
+    _check("rnn", inputs, weight, 1, h=h, bias=bias)
     dtype, inputs, weight, bias = inputs.dtype, *map(_wide, (inputs, weight, bias))
     function = tanh if activation == "tanh" else relu
     h = _state(xp, _wide(h), inputs, weight.shape[1])
@@ -311,9 +346,21 @@ def rnn_grad(xp, g, hs, h, weight, *, activation, reverse):
 # --- kernels
 
 
-def _fits(inputs: Any, *arrays: Any) -> bool:
-    """Whether the CPU's kernels take arguments, of which some may be None."""
-    return inputs.size > 0 and all(a is None or a.dtype == float32 for a in (inputs, *arrays))
+def _are_float32(*arrays: Any) -> bool:
+    return all(a is None or a.dtype == float32 for a in arrays)
+
+
+def _fit(gates: int, inputs: Any, *states: Any, weight: Any, bias: Any) -> bool:
+    """Whether the CPU's kernels take the arguments of an op; where shapes do not fit, the reference says so."""
+    units = weight.shape[-1]
+    return (
+        inputs.size > 0
+        and _are_float32(inputs, *states, weight, bias)
+        and weight.shape == (gates * units, units)
+        and inputs.shape[2:] == weight.shape[:1]
+        and all(state is None or state.shape == (inputs.shape[1], units) for state in states)
+        and (bias is None or bias.shape == weight.shape[:1])
+    )
 
 
 def _dense(*arrays: Any) -> tuple[Any, ...]:
@@ -348,7 +395,11 @@ def _split(work: Any, batch: int, length: int, weight: np.ndarray) -> None:
     threads.split(batch, work, batch * length * weight.size // 40)
 
 
-@lstm.kernel("recurrent", platform="cpu", when=lambda *arrays, **_: _fits(*arrays))
+@lstm.kernel(
+    "recurrent",
+    platform="cpu",
+    when=lambda inputs, h, c, weight, bias, **_: _fit(4, inputs, h, c, weight=weight, bias=bias),
+)
 def _(native, inputs, h, c, weight, bias, *, reverse):
     inputs, h, c, weight, bias = _dense(*_first_product(inputs, h, weight), c, weight, bias)
     length, batch, _gates = inputs.shape
@@ -364,7 +415,9 @@ def _(native, inputs, h, c, weight, bias, *, reverse):
 @lstm_grad.kernel(
     "recurrent",
     platform="cpu",
-    when=lambda g_hs, g_cs, g_gates, cs, *arrays, **_: g_gates is None and _fits(cs, g_hs, g_cs, *arrays),
+    when=lambda g_hs, g_cs, g_gates, cs, *arrays, **_: (
+        cs.size > 0 and g_gates is None and _are_float32(g_hs, g_cs, cs, *arrays)
+    ),
 )
 def _(native, g_hs, g_cs, _g_gates, cs, gates, c, weight, *, reverse):
     g_hs, g_cs, cs, gates, c, weight = _dense(g_hs, g_cs, cs, gates, c, weight)
@@ -375,7 +428,9 @@ def _(native, g_hs, g_cs, _g_gates, cs, gates, c, weight, *, reverse):
     return d, dh, dc
 
 
-@gru.kernel("recurrent", platform="cpu", when=lambda *arrays, **_: _fits(*arrays))
+@gru.kernel(
+    "recurrent", platform="cpu", when=lambda inputs, h, weight, bias, **_: _fit(3, inputs, h, weight=weight, bias=bias)
+)
 def _(native, inputs, h, weight, bias, *, reverse):
     inputs, h, weight, bias = _dense(inputs, h, weight, bias)
     length, batch, _gates = inputs.shape
@@ -389,7 +444,9 @@ def _(native, inputs, h, weight, bias, *, reverse):
 @gru_grad.kernel(
     "recurrent",
     platform="cpu",
-    when=lambda g_hs, g_gates, *arrays, **_: g_hs is not None and g_gates is None and _fits(g_hs, *arrays),
+    when=lambda g_hs, g_gates, hs, *arrays, **_: (
+        hs.size > 0 and g_hs is not None and g_gates is None and _are_float32(g_hs, hs, *arrays)
+    ),
 )
 def _(native, g_hs, _g_gates, hs, gates, h, weight, *, reverse):
     g_hs, hs, gates, h, weight = _dense(g_hs, hs, gates, h, weight)
@@ -401,7 +458,9 @@ def _(native, g_hs, _g_gates, hs, gates, h, weight, *, reverse):
     return to_inputs, to_products, dh
 
 
-@rnn.kernel("recurrent", platform="cpu", when=lambda *arrays, **_: _fits(*arrays))
+@rnn.kernel(
+    "recurrent", platform="cpu", when=lambda inputs, h, weight, bias, **_: _fit(1, inputs, h, weight=weight, bias=bias)
+)
 def _(native, inputs, h, weight, bias, *, activation, reverse):
     inputs, h, weight, bias = _dense(*_first_product(inputs, h, weight), weight, bias)
     length, batch, _units = inputs.shape
@@ -412,7 +471,7 @@ def _(native, inputs, h, weight, bias, *, activation, reverse):
     return hs
 
 
-@rnn_grad.kernel("recurrent", platform="cpu", when=lambda *arrays, **_: _fits(*arrays))
+@rnn_grad.kernel("recurrent", platform="cpu", when=lambda g, *arrays, **_: g.size > 0 and _are_float32(g, *arrays))
 def _(native, g, hs, _h, weight, *, activation, reverse):
     g, hs, weight = _dense(g, hs, weight)
     length, batch, units = hs.shape

@@ -143,3 +143,19 @@ def test_steps_that_the_loss_ignores_change_nothing(device: str) -> None:
     )
     early = gradients(lambda results: results[0][1].sum())
     assert not early[0][2:].any() and early[0][:2].all()
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_shapes_that_do_not_fit(name: str, device: str) -> None:
+    inputs, *states, weight, bias = (gn.asarray(a.astype("float32"), device=device) for a in arguments(name))
+    n, op = GATES[name], getattr(ops, name)
+    wrong = [
+        ((inputs, *states, weight[:, :3], bias), rf"expected a weight of shape \({n} \* H, H\), got \({n * H}, 3\)"),
+        ((inputs, *(s[:2] for s in states), weight, bias), r"expected h of shape \(3, 5\), got \(2, 5\)"),
+        ((inputs, *states, weight, bias[:4]), rf"expected bias of shape \({n * H},\), got \(4,\)"),
+        ((inputs[..., :n], *states, weight, bias), rf"takes inputs \(T, B, {n * H}\) .* got \(4, 3, {n}\)"),
+        ((inputs[:0], *states, weight, bias), r"at least one step, got \(0, 3, "),
+    ]
+    for arrays, text in wrong:
+        with pytest.raises(gn.errors.ShapeError, match=f"^{name}: .*{text}"):
+            op(*arrays)
