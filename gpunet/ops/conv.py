@@ -12,7 +12,7 @@ weights as a matrix. A block's matrix fits in cache. The CPU's kernels (kernels/
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import product
 from math import prod
 from typing import Any
@@ -20,12 +20,18 @@ from typing import Any
 import numpy as np
 
 from gpunet.backends import backend_of_type, threads
+from gpunet.backends.native import library
 from gpunet.errors import ShapeError
+from gpunet.ops.elementwise import relu
 from gpunet.ops.op import op
+from gpunet.ops.pool import max_offsets, max_pool, unpool
 from gpunet.ops.reduce import sum
 
 Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
+
+# Pooling by 2 x 2 that do not overlap.
+_PAIRS: dict[str, Ints] = {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0), "dilation": (1, 1)}
 
 
 def output_size(n: int, kernel: int, stride: int, pad: tuple[int, int], dilation: int) -> int:
@@ -85,7 +91,7 @@ def conv(xp, x, weight, bias=None, *, stride, padding, dilation, groups=1):
 
 @conv.kernel("conv", platform="cpu", when=_is_plain)
 def _(native, x, weight, bias, *, stride, padding, dilation, groups):
-    return _forward(native, x, weight, bias, False, stride, padding, dilation, groups)
+    return _forward(native, x, weight, bias, False, False, stride, padding, dilation, groups)[0]
 
 
 @conv.vjp
@@ -95,6 +101,46 @@ def _(xp, g, _y, x, weight, _bias, *, stride, padding, dilation, groups):
         lambda: conv_input_grad(g, weight, shape=x.shape, **how),
         lambda: conv_weight_grad(x, g, shape=weight.shape, **how),
         lambda: sum(g, axis=(0, *range(2, g.ndim))),
+    )
+
+
+@op
+def conv_relu_pool(xp, x, weight, bias=None, *, stride, padding, dilation, groups=1):
+    """`conv`, then the larger of that and zero, then the maximum of each 2 x 2 neighbours: a block of many networks.
+
+    Args:
+        x, weight, bias, stride, padding, dilation, groups: as of `conv`, with two spatial axes.
+
+    Returns:
+        (N, O, H', W'), a last odd row or column left out, and for the derivative which of its four neighbours each
+        maximum is: uint8, as `max_offsets` gives them.
+    """
+    z = relu(conv(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups))
+    y = max_pool(z, **_PAIRS, ceil_mode=False)
+    return y, max_offsets(z, y, **_PAIRS)
+
+
+@conv_relu_pool.kernel("conv", platform="cpu", when=_is_plain)
+def _(native, x, weight, bias, *, stride, padding, dilation, groups):
+    return _forward(native, x, weight, bias, True, True, stride, padding, dilation, groups)
+
+
+@conv_relu_pool.vjp
+def _(xp, gs, ys, x, weight, _bias, *, stride, padding, dilation, groups):
+    y, offsets = ys
+    how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+
+    @cache
+    def inner() -> Any:
+        """The gradient of the convolution's result."""
+        sizes = map(output_size, x.shape[2:], weight.shape[2:], stride, padding, dilation)
+        masked = relu.derivative(xp, gs[0], y, y)
+        return unpool(masked, offsets, shape=(*y.shape[:2], *sizes), **_PAIRS)
+
+    return (
+        lambda: conv_input_grad(inner(), weight, shape=x.shape, **how),
+        lambda: conv_weight_grad(x, inner(), shape=weight.shape, **how),
+        lambda: sum(inner(), axis=(0, 2, 3)),
     )
 
 
@@ -148,25 +194,19 @@ def _(native, g, weight, *, shape, stride, padding, dilation, groups):
     kernel = weight.shape[2:]
     _check(shape, weight.shape, stride, padding, dilation, groups)
     around = tuple((d * (k - 1) - p, d * (k - 1) - q) for d, k, (p, q) in zip(dilation, kernel, padding))
-    flip = all(s == 1 for s in stride) and min(map(min, around)) >= 0 and not _is_small(g.shape, shape[2:])
-    packed = _packed(native, weight, groups, turned=True, flip=flip)
-    bias = np.zeros((groups, packed.shape[1], packed.shape[4]), np.float32)
+    if all(s == 1 for s in stride) and min(map(min, around)) >= 0:  # a convolution of g
+        packed = _packed(native, weight, groups, turned=True, flip=True)
+        return _convolve(native, g, packed, None, shape[1:], kernel, stride, around, dilation, groups)[0]
+    packed = _packed(native, weight, groups, turned=True)
+    starts = np.zeros((groups, packed.shape[1] * packed.shape[4]), np.float32)
     out = np.empty((shape[0], *shape[2:], shape[1]), np.float32)
-    elements = g.size * prod(weight.shape[1:])
-    if flip:  # with stride 1, a convolution of g
-        about = _geometry(g.shape[1:], shape[1:], kernel, stride, around, dilation, groups)
-        lifted = _images(g)
+    about = _geometry(shape[1:], g.shape[1:], kernel, stride, padding, dilation, groups)
+    source = _channels_last(g)
 
-        def work(start: int, stop: int) -> None:
-            native.conv_forward(lifted, packed, bias, out, about, False, start, stop)
-    else:
-        about = _geometry(shape[1:], g.shape[1:], kernel, stride, padding, dilation, groups)
-        dense = _channels_last(g)
+    def work(start: int, stop: int) -> None:
+        native.conv_gather(source, packed, starts, out, None, about, False, True, start, stop)
 
-        def work(start: int, stop: int) -> None:
-            native.conv_gather(dense, packed, bias, out, about, False, True, start, stop)
-
-    threads.split(shape[0], work, elements)
+    threads.split(shape[0], work, g.size * prod(weight.shape[1:]))
     return np.moveaxis(out, -1, 1)
 
 
@@ -216,23 +256,33 @@ def conv_weight_grad(xp, x, g, *, shape, stride, padding, dilation, groups):
 def _(native, x, g, *, shape, stride, padding, dilation, groups):
     outputs, channels, *kernel = shape
     about = _geometry(x.shape[1:], g.shape[1:], tuple(kernel), stride, padding, dilation, groups)
-    small = _is_small(x.shape, g.shape[2:])
-    source = _channels_last(x) if small else _images(x)
     rows = _channels_last(g)
-    lanes = native.conv_lanes(outputs // groups)
-    lanes *= -(-(outputs // groups) // lanes)
-
-    def work(images: Sequence[int]) -> Any:
-        sums = np.zeros((groups, prod(kernel), channels, lanes), np.float32)
-        native.conv_weight_sums(source, rows, sums, about, small, images[0], images[-1] + 1)
-        return sums
-
+    elements = g.size * prod(shape[1:])
     if not x.shape[0]:
         return np.zeros(shape, np.float32)
-    images = range(x.shape[0])
-    total, *others = threads.spread(work, images) if g.size * prod(shape[1:]) > _SPREAD else [work(images)]
-    for other in others:
-        total += other
+    if _is_winograd(native, shape[1], outputs, tuple(kernel), g.shape[2:], stride, dilation, groups):
+        winograd, source = library("winograd"), _images(x)
+
+        def add(start: int, stop: int) -> Any:
+            sums = np.zeros((16, channels, outputs), np.float32)
+            winograd.winograd_weight_sums(source, rows, sums, about, start, stop)
+            return sums
+
+        sums = _total(add, x.shape[0] * winograd.winograd_tiles(about, False), elements)
+        total = np.empty((1, 9, channels, outputs), np.float32)
+        winograd.winograd_weight_grad(sums, total)
+    else:
+        small = _is_small(x.shape, g.shape[2:])
+        source = _channels_last(x) if small else _images(x)
+        lanes = native.conv_lanes(outputs // groups)
+        lanes *= -(-(outputs // groups) // lanes)
+
+        def add(start: int, stop: int) -> Any:
+            sums = np.zeros((groups, prod(kernel), channels, lanes), np.float32)
+            native.conv_weight_sums(source, rows, sums, about, small, start, stop)
+            return sums
+
+        total = _total(add, x.shape[0], elements)
     total = total[..., : outputs // groups].reshape(groups, *kernel, channels, outputs // groups)
     grad = np.moveaxis(np.moveaxis(total, -1, 1), -1, 2)  # (groups, O / groups, C / groups, *kernel)
     return grad[0] if groups == 1 else grad.reshape(shape)
@@ -267,13 +317,17 @@ def _check(x: Ints, weight: Ints, stride: Ints, padding: Pairs, dilation: Ints, 
         )
     if min(stride) < 1 or min(dilation) < 1:
         raise ShapeError(f"conv: stride {stride} and dilation {dilation} must be positive")
-    out = tuple(map(output_size, x[2:], weight[2:], stride, padding, dilation))
+    out = _output(x, weight, stride, padding, dilation)
     if min(out) < 1:
         raise ShapeError(
             f"conv: the kernel {tuple(weight[2:])} with dilation {dilation} is larger than the padded input: "
             f"shape {tuple(x)}, padding {padding}"
         )
     return out
+
+
+def _output(x: Ints, weight: Ints, stride: Ints, padding: Pairs, dilation: Ints) -> Ints:
+    return tuple(map(output_size, x[2:], weight[2:], stride, padding, dilation))
 
 
 def _spread(work: Callable[[Sequence[slice]], Any], x: Any, weight_shape: Ints, out: Ints) -> list[Any]:
@@ -338,44 +392,100 @@ def _from_groups(xp: Any, parts: Any) -> Any:
 
 # --- the CPU's kernels
 
-_SPREAD = 8_000_000  # multiply-adds from which on several threads are quicker
+
+def _total(add: Callable[[int, int], Any], n: int, elements: int) -> Any:
+    """The sum of what `add` returns for ranges that cover range(n), one for each thread where that is quicker."""
+    parts: dict[int, Any] = {}
+
+    def work(start: int, stop: int) -> None:
+        parts[start] = add(start, stop)
+
+    threads.split(n, work, elements)
+    total, *others = (parts[start] for start in sorted(parts))
+    for other in others:
+        total += other
+    return total
 
 
 def _forward(
-    native: Any,
-    x: Any,
-    weight: Any,
-    bias: Any,
-    relu: bool,
-    stride: Ints,
-    padding: Pairs,
-    dilation: Ints,
+    native: Any, x: Any, weight: Any, bias: Any, relu: bool, pooled: bool, stride: Ints, padding: Pairs, dilation: Ints,
     groups: int,
-) -> Any:
-    """`conv`, and the larger of the result and zero if `relu`."""
-    out = _check(x.shape, weight.shape, stride, padding, dilation, groups)
+) -> tuple[Any, Any]:  # fmt: skip
+    """`conv`, and what `conv_relu_pool` does with it where `relu` and `pooled` are set; the offsets, or None."""
+    _check(x.shape, weight.shape, stride, padding, dilation, groups)
     outputs = weight.shape[0]
     if bias is not None and bias.shape != (outputs,):
         raise ShapeError(f"conv: expected a bias of shape {(outputs,)}, got {tuple(bias.shape)}")
     packed = _packed(native, weight, groups)
+    shape, kernel = (outputs, *_output(x.shape, weight.shape, stride, padding, dilation)), weight.shape[2:]
+    return _convolve(native, x, packed, bias, shape, kernel, stride, padding, dilation, groups, relu, pooled)
+
+
+def _convolve(
+    native: Any,
+    x: Any,
+    packed: Any,
+    bias: Any,
+    shape: Ints,
+    kernel: Ints,
+    stride: Ints,
+    padding: Pairs,
+    dilation: Ints,
+    groups: int,
+    relu: bool = False,
+    pooled: bool = False,
+) -> tuple[Any, Any]:
+    """The convolution of x with packed weights; its result, of `shape` (O, *output), pooled as in `conv_relu_pool` if
+    so wanted; and the offsets, or None."""
+    n, outputs, out = x.shape[0], shape[0], shape[1:]
     starts = np.zeros((groups, packed.shape[1] * packed.shape[4]), np.float32)
     if bias is not None:
         starts[:, : outputs // groups] = bias.reshape(groups, -1)
-    y = np.empty((x.shape[0], *out, outputs), np.float32)
-    about = _geometry(x.shape[1:], (outputs, *out), weight.shape[2:], stride, padding, dilation, groups)
-    if _is_small(x.shape, out):
+    about = _geometry(x.shape[1:], shape, kernel, stride, padding, dilation, groups)
+    final = tuple(size // 2 for size in out) if pooled else out
+    if min(final) < 1:
+        raise ShapeError(f"conv: a result of shape {(n, *shape)} is too small to be pooled by (2, 2)")
+    y = np.empty((n, *final, outputs), np.float32)
+    offsets = np.empty(y.shape, np.uint8) if pooled else None
+    elements = n * prod(shape) * packed.shape[2] * packed.shape[3]
+    if _is_winograd(native, x.shape[1], outputs, kernel, out, stride, dilation, groups):
+        winograd, source = library("winograd"), _images(x)
+        transformed = np.empty((16, packed.shape[1], *packed.shape[3:]), np.float32)
+        winograd.winograd_weights(packed, transformed)
+
+        def work(start: int, stop: int) -> None:
+            winograd.winograd_forward(source, transformed, starts, y, offsets, about, relu, start, stop)
+
+        n *= winograd.winograd_tiles(about, pooled)
+    elif _is_small(x.shape, out):
         source = _channels_last(x)
 
         def work(start: int, stop: int) -> None:
-            native.conv_gather(source, packed, starts, y, about, relu, False, start, stop)
+            native.conv_gather(source, packed, starts, y, offsets, about, relu, False, start, stop)
     else:
         source = _images(x)
 
         def work(start: int, stop: int) -> None:
-            native.conv_forward(source, packed, starts, y, about, relu, start, stop)
+            native.conv_forward(source, packed, starts, y, offsets, about, relu, start, stop)
 
-    threads.split(x.shape[0], work, y.size * prod(weight.shape[1:]))
-    return np.moveaxis(y, -1, 1)
+    threads.split(n, work, elements)
+    return np.moveaxis(y, -1, 1), None if offsets is None else np.moveaxis(offsets, -1, 1)
+
+
+def _is_winograd(
+    native: Any, channels: int, outputs: int, kernel: Ints, out: Ints, stride: Ints, dilation: Ints, groups: int
+) -> bool:
+    """Whether to compute by the algorithm of kernels/cpu/winograd.cpp."""
+    width = native.conv_lanes(1)
+    return (
+        kernel == (3, 3)
+        and stride == dilation == (1, 1)
+        and groups == 1
+        and min(out) >= 4
+        and not channels % width
+        and not outputs % width
+        and library("winograd").usable()
+    )
 
 
 def _is_small(x: Ints, out: Ints) -> bool:

@@ -9,123 +9,9 @@
 //   (`conv_gather`): then every window leaves out what lies in the padding, or between the strides.
 // The weight's gradient is the sum over pixels of outer products: R channels of the input times V vectors of channels
 // of the output's gradient, again held in registers.
-#include "array.h"
-
-#include <algorithm>
+#include "conv.h"
 
 namespace {
-
-// As gpunet/ops/conv.py lays it out.
-struct Geometry {
-    long channels, height, width;  // of the input
-    long outputs, out_height, out_width;
-    long kernel_height, kernel_width, stride_height, stride_width, top, left, dilation_height, dilation_width, groups;
-
-    long taps() const { return kernel_height * kernel_width; }
-    long in_group() const { return channels / groups; }
-    long out_group() const { return outputs / groups; }
-    long padded_height() const { return (out_height - 1) * stride_height + (kernel_height - 1) * dilation_height + 1; }
-    long padded_width() const { return (out_width - 1) * stride_width + (kernel_width - 1) * dilation_width + 1; }
-};
-
-const Geometry& geometry_of(const Array* array) { return *array->data<const Geometry>(); }
-
-// How many vectors wide a tile is, for so many output channels: the widest of those that waste the least.
-int vectors_for(long outputs) {
-    int best = 1;
-    long least = (outputs + WIDTH - 1) / WIDTH;
-    for (int v : {2, 4}) {
-        long vectors = (outputs + v * WIDTH - 1) / (v * WIDTH) * v;
-        if (vectors <= least) best = v;
-    }
-    return best;
-}
-
-// How many pixels long: as many as there are registers for.
-constexpr int pixels_for(int vectors) { return WIDTH == 16 ? (vectors == 4 ? 6 : 12) : vectors == 4 ? 3 : vectors == 2 ? 6 : 12; }
-
-// Adjacent inputs of a window, from `offset` on behind the window's pixel, and their weights.
-struct Segment {
-    long offset, length;
-    const float* weights;
-};
-
-struct Target {
-    const float* start;  // what the sums start from: a bias, or nullptr for what the output holds already
-    bool relu;
-    long lanes;  // how many of the tile's output channels there are
-};
-
-template <int P, int V>
-void tile(const float* const* pixels, const Segment* segments, int count, float* const* outputs, const Target& target) {
-    Vector sums[P][V];
-    constexpr long BLOCK = V * WIDTH;
-    bool whole = target.lanes == BLOCK;
-    for (int p = 0; p < P; p++)
-        for (int v = 0; v < V; v++) {
-            const float* from = target.start ? target.start + v * WIDTH : outputs[p] + v * WIDTH;
-            if (target.start || whole) {
-                sums[p][v] = load(from);
-            } else {
-                float part[WIDTH] = {};
-                long n = std::clamp(target.lanes - v * WIDTH, 0L, long(WIDTH));
-                memcpy(part, from, n * sizeof(float));
-                sums[p][v] = load(part);
-            }
-        }
-    for (int s = 0; s < count; s++) {
-        const float* inputs[P];
-        for (int p = 0; p < P; p++) inputs[p] = pixels[p] + segments[s].offset;
-        const float* weights = segments[s].weights;
-        for (long k = 0; k < segments[s].length; k++, weights += BLOCK) {
-            Vector row[V];
-            for (int v = 0; v < V; v++) row[v] = load(weights + v * WIDTH);
-#pragma GCC unroll 12
-            for (int p = 0; p < P; p++) {
-                Vector x = broadcast(inputs[p][k]);
-#pragma GCC unroll 4
-                for (int v = 0; v < V; v++) sums[p][v] += x * row[v];
-            }
-        }
-    }
-    for (int p = 0; p < P; p++)
-        for (int v = 0; v < V; v++) {
-            Vector y = sums[p][v];
-            if (target.relu) y = select(y < 0.0f, Vector{}, y);  // NaN stays
-            if (whole) {
-                store(outputs[p] + v * WIDTH, y);
-            } else {
-                float part[WIDTH];
-                store(part, y);
-                long n = std::clamp(target.lanes - v * WIDTH, 0L, long(WIDTH));
-                memcpy(outputs[p] + v * WIDTH, part, n * sizeof(float));
-            }
-        }
-}
-
-// Tiles over `count` pixels: pixel i reads from input + from[i] and goes to output + to[i].
-template <int V>
-void tiles(const float* input, const long* from, float* output, const long* to, long count, const Segment* segments,
-           int segment_count, const Target& target) {
-    constexpr int P = pixels_for(V);
-    for (long first = 0; first < count; first += P) {
-        const float* pixels[P];
-        float* outputs[P];
-        for (int p = 0; p < P; p++) {  // past the end, the last pixel again
-            long i = std::min(first + p, count - 1);
-            pixels[p] = input + from[i];
-            outputs[p] = output + to[i];
-        }
-        tile<P, V>(pixels, segments, segment_count, outputs, target);
-    }
-}
-
-void tiles(int vectors, const float* input, const long* from, float* output, const long* to, long count,
-           const Segment* segments, int segment_count, const Target& target) {
-    if (!count) return;
-    auto run = vectors == 4 ? tiles<4> : vectors == 2 ? tiles<2> : tiles<1>;
-    run(input, from, output, to, count, segments, segment_count, target);
-}
 
 // How many input channels a block has whose weights stay in the first-level cache.
 long channel_block(long channels, long taps, long lanes) {
@@ -133,39 +19,6 @@ long channel_block(long channels, long taps, long lanes) {
     if (fitting >= channels) return channels;
     long blocks = (channels + fitting - 1) / fitting;
     return (channels + blocks - 1) / blocks;
-}
-
-// The image `n` of x (N, C, H, W, in any order in memory) with zeros around it, channels last.
-const float* padded_image(const Array* x, long n, const Geometry& g) {
-    const char* image = x->bytes + n * x->strides[0];
-    long by_channel = x->strides[1], by_row = x->strides[2], by_column = x->strides[3];
-    long channels = g.channels, height = g.padded_height(), width = g.padded_width();
-    long size = sizeof(float);
-    bool dense = (by_channel == size || channels == 1) && by_column == channels * size;
-    if (dense && !g.top && !g.left && height <= g.height && width == g.width && by_row == width * channels * size)
-        return reinterpret_cast<const float*>(image);
-    float* padded = scratch(0, height * width * channels);
-    long first = std::min(g.left, width), inside = std::clamp(g.width, 0L, width - first);
-    for (long h = 0; h < height; h++) {
-        float* row = padded + h * width * channels;
-        long source = h - g.top;
-        if (source < 0 || source >= g.height) {
-            memset(row, 0, width * channels * size);
-            continue;
-        }
-        const char* from = image + source * by_row;
-        memset(row, 0, first * channels * size);
-        float* middle = row + first * channels;
-        if (dense) {
-            memcpy(middle, from, inside * channels * size);
-        } else {
-            for (long c = 0; c < channels; c++)
-                for (long w = 0; w < inside; w++)
-                    middle[w * channels + c] = *reinterpret_cast<const float*>(from + c * by_channel + w * by_column);
-        }
-        memset(middle + inside * channels, 0, (width - first - inside) * channels * size);
-    }
-    return padded;
 }
 
 // Where each output pixel's window starts in a padded image.
@@ -191,6 +44,31 @@ int padded_segments(Segment* segments, const Geometry& g, const float* packed, l
             segments[count++] = {offset, joined ? g.kernel_width * channels : last - first, weights};
         }
     return count;
+}
+
+// y and offsets (OH / 2, OW / 2, O): the maxima of 2x2 neighbours in a whole result (OH, OW, O).
+void pool(const float* whole, const Geometry& g, float* y, uint8_t* offsets) {
+    long outs = g.outputs, row = g.out_width * outs;
+    for (long h = 0; h < g.out_height / 2; h++)
+        for (long w = 0; w < g.out_width / 2; w++, y += outs, offsets += outs) {
+            const float* corner = whole + 2 * h * row + 2 * w * outs;
+            for (long o = 0; o < outs; o += WIDTH) {
+                const float* p = corner + o;
+                if (outs - o >= WIDTH) {
+                    Vector part[2][2] = {{load(p), load(p + outs)}, {load(p + row), load(p + row + outs)}};
+                    store_maximum(part, y + o, offsets + o);
+                    continue;
+                }
+                float parts[4][WIDTH] = {}, largest[WIDTH];
+                uint8_t which[WIDTH];
+                for (int i = 0; i < 4; i++)
+                    memcpy(parts[i], p + i / 2 * row + i % 2 * outs, (outs - o) * sizeof(float));
+                Vector part[2][2] = {{load(parts[0]), load(parts[1])}, {load(parts[2]), load(parts[3])}};
+                store_maximum(part, largest, which);
+                memcpy(y + o, largest, (outs - o) * sizeof(float));
+                memcpy(offsets + o, which, outs - o);
+            }
+        }
 }
 
 }  // namespace
@@ -232,9 +110,10 @@ KERNEL void conv_pack(const Array* weight, const Array* packed, long groups, int
             }
 }
 
-// y (N, OH, OW, O) of the images [start, stop) of x (N, C, H, W).
+// y (N, OH, OW, O) of the images [start, stop) of x (N, C, H, W); or, given offsets (N, OH / 2, OW / 2, O), of y pooled
+// by maxima of 2x2.
 // bias: (groups, blocks, lanes) as packed's, always given. shape: a Geometry.
-KERNEL void conv_forward(const Array* x, const Array* packed, const Array* bias, const Array* y, const Array* shape, int relu, long start, long stop) {
+KERNEL void conv_forward(const Array* x, const Array* packed, const Array* bias, const Array* y, const Array* offsets, const Array* shape, int relu, long start, long stop) {
     const Geometry& g = geometry_of(shape);
     long lanes = packed->shape[4], blocks = packed->shape[1], channels = g.in_group();
     int vectors = lanes / WIDTH;
@@ -243,12 +122,16 @@ KERNEL void conv_forward(const Array* x, const Array* packed, const Array* bias,
     long* to = scratch<long>(2, pixels);
     for (long p = 0; p < pixels; p++) to[p] = p * g.outputs;
     Segment* segments = scratch<Segment>(3, g.taps());
+    bool pooled = offsets != gn_none;
+    float* apart = pooled ? scratch(4, pixels * g.outputs) : nullptr;
+    long pooled_size = g.out_height / 2 * (g.out_width / 2) * g.outputs;
     for (long n = start; n < stop; n++) {
-        const float* image = padded_image(x, n, g);
+        const float* image = padded_image(x, n, g, g.padded_height(), g.padded_width());
+        float* whole = pooled ? apart : y->floats() + n * pixels * g.outputs;
         for (long group = 0; group < g.groups; group++)
             for (long block = 0; block < blocks; block++) {
                 const float* weights = packed->floats() + (group * blocks + block) * g.taps() * channels * lanes;
-                float* output = y->floats() + n * pixels * g.outputs + group * g.out_group() + block * lanes;
+                float* output = whole + group * g.out_group() + block * lanes;
                 for (long c = 0; c < channels; c += step) {
                     long last = std::min(c + step, channels);
                     int count = padded_segments(segments, g, weights, lanes, c, last);
@@ -257,6 +140,7 @@ KERNEL void conv_forward(const Array* x, const Array* packed, const Array* bias,
                     tiles(vectors, image + group * channels, from, output, to, pixels, segments, count, target);
                 }
             }
+        if (pooled) pool(whole, g, y->floats() + n * pooled_size, offsets->data<uint8_t>() + n * pooled_size);
     }
 }
 
@@ -284,7 +168,7 @@ struct Axis {
 // As conv_forward, for the images [start, stop) of a dense x (N, H, W, C), a pixel of all images at a time.
 // transposed: shape is that of a convolution whose input is y (N, H, W, C) and whose output is x (N, OH, OW, O), and
 // this is the gradient with respect to its input; packed is turned then, but not flipped.
-KERNEL void conv_gather(const Array* x, const Array* packed, const Array* bias, const Array* y, const Array* shape, int relu, int transposed, long start, long stop) {
+KERNEL void conv_gather(const Array* x, const Array* packed, const Array* bias, const Array* y, const Array* offsets, const Array* shape, int relu, int transposed, long start, long stop) {
     const Geometry& g = geometry_of(shape);
     long lanes = packed->shape[4], blocks = packed->shape[1];
     int vectors = lanes / WIDTH;
@@ -302,15 +186,19 @@ KERNEL void conv_gather(const Array* x, const Array* packed, const Array* bias, 
         to[n] = n * to_height * to_width * all_out;
     }
     Segment* segments = scratch<Segment>(3, g.taps());
+    bool pooled = offsets != gn_none;
+    long size = to_height * to_width * all_out, pooled_size = to_height / 2 * (to_width / 2) * all_out;
+    float* apart = pooled ? scratch(4, AT_A_TIME * size) : nullptr;
     for (long n = start; n < stop; n += AT_A_TIME) {
         long images = std::min(AT_A_TIME, stop - n);
+        float* whole = pooled ? apart : y->floats() + n * size;
         for (long group = 0; group < g.groups; group++)
             for (long block = 0; block < blocks; block++)
                 for (long c = 0; c < ins; c += step) {
                     long last = std::min(c + step, ins);
                     const float* weights = packed->floats() + (group * blocks + block) * g.taps() * ins * lanes;
                     const float* input = x->floats() + n * height * width * all_in + group * ins;
-                    float* output = y->floats() + n * to_height * to_width * all_out + group * outs + block * lanes;
+                    float* output = whole + group * outs + block * lanes;
                     const float* first = c ? nullptr : bias->floats() + (group * blocks + block) * lanes;
                     Target target = {first, relu && last == ins, std::min(lanes, outs - block * lanes)};
                     for (long h = 0; h < to_height; h++)
@@ -330,65 +218,11 @@ KERNEL void conv_gather(const Array* x, const Array* packed, const Array* bias, 
                                   count, target);
                         }
                 }
+        for (long i = 0; pooled && i < images; i++)
+            pool(whole + i * size, g, y->floats() + (n + i) * pooled_size,
+                 offsets->data<uint8_t>() + (n + i) * pooled_size);
     }
 }
-
-namespace {
-
-// sums (R, V vectors), rows `stride` apart, plus the outer products of R inputs and V vectors of gradients.
-template <int R, int V>
-void outer_products(const float* inputs, const long* from, const float* gradients, const long* to, long count,
-                    float* sums, long stride) {
-    Vector total[R][V];
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) total[r][v] = load(sums + r * stride + v * WIDTH);
-    for (long i = 0; i < count; i++) {
-        const float* x = inputs + from[i];
-        const float* g = gradients + to[i];
-        Vector row[V];
-        for (int v = 0; v < V; v++) row[v] = load(g + v * WIDTH);
-#pragma GCC unroll 12
-        for (int r = 0; r < R; r++) {
-            Vector element = broadcast(x[r]);
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) total[r][v] += element * row[v];
-        }
-    }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) store(sums + r * stride + v * WIDTH, total[r][v]);
-}
-
-using OuterProducts = void (*)(const float*, const long*, const float*, const long*, long, float*, long);
-
-template <int V, int... R> OuterProducts outer_for(int rows, std::integer_sequence<int, R...>) {
-    static constexpr OuterProducts functions[] = {outer_products<R + 1, V>...};
-    return functions[rows - 1];
-}
-
-OuterProducts outer_for(int rows, int vectors) {
-    if (vectors == 4) return outer_for<4>(rows, std::make_integer_sequence<int, pixels_for(4)>());
-    if (vectors == 2) return outer_for<2>(rows, std::make_integer_sequence<int, pixels_for(2)>());
-    return outer_for<1>(rows, std::make_integer_sequence<int, pixels_for(1)>());
-}
-
-// The outer products of `length` inputs at each of `count` places with blocks of gradients, added to sums
-// (length, blocks * lanes).
-void add_products(const float* inputs, const long* from, long length, const float* gradients, const long* to,
-                  long count, float* sums, long blocks, int vectors) {
-    int most = pixels_for(vectors);
-    long lanes = vectors * WIDTH, parts = (length + most - 1) / most;
-    for (long part = 0; part < parts; part++) {
-        long first = length * part / parts, rows = length * (part + 1) / parts - first;
-        OuterProducts outer = outer_for(rows, vectors);
-        for (long block = 0; block < blocks; block++)
-            outer(inputs + first, from, gradients + block * lanes, to, count,
-                  sums + first * blocks * lanes + block * lanes, blocks * lanes);
-    }
-}
-
-constexpr long PLACES = 96;  // at a time, so that what they hold stays in the first-level cache
-
-}  // namespace
 
 // Adds to sums (groups, taps, I, blocks * lanes) the weight's gradient of the images [start, stop).
 // gradient: dense, (N, OH, OW, O).
@@ -445,7 +279,7 @@ KERNEL void conv_weight_sums(const Array* x, const Array* gradient, const Array*
     Segment* segments = scratch<Segment>(3, g.taps());
     const long* starts = window_starts(g);
     for (long n = start; n < stop; n++) {
-        const float* image = padded_image(x, n, g);
+        const float* image = padded_image(x, n, g, g.padded_height(), g.padded_width());
         int count = padded_segments(segments, g, nullptr, 1, 0, ins);
         for (long p = 0; p < pixels; p += PLACES) {
             long places = std::min(PLACES, pixels - p);
