@@ -6,12 +6,9 @@ from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Va
 from operator import index
 from typing import Any, TypeVar, overload
 
-import numpy as np
-
-from gpunet.nn.fusion import call_feed_forward, feed_forward_end
+from gpunet.nn.fusion import call_next
 from gpunet.nn.module import Module
 from gpunet.nn.parameter import Parameter
-from gpunet.tensor import Tensor
 
 S = TypeVar("S", bound="_Sequence")
 
@@ -98,8 +95,9 @@ class Sequential(_Sequence):
 
     `model[0]`, `model[-1]` are its modules, `model[:2]` is a Sequential of some of them, which it shares.
 
-    Where Linear layers follow each other with ReLU, GELU or SiLU between them, and the device has kernels for products,
-    they run as one op (`gpunet.ops.feed_forward`), in which the products do what stands between them.
+    What the device has a kernel for runs as one op: on a GPU, Linear layers that follow each other with ReLU, GELU or
+    SiLU between them (`gpunet.ops.feed_forward`); on the CPU, Conv2d and ReLU, with MaxPool2d(2) if it is there
+    (`gpunet.ops.conv.conv_relu_pool`). Modules with hooks run by themselves.
 
     Args:
         modules: in the order in which they are called; or one dict of them, which gives them names.
@@ -117,18 +115,9 @@ class Sequential(_Sequence):
 
     def forward(self, x: Any) -> Any:
         parts = [value for value in self.__dict__.values() if isinstance(value, Module)]
-        if not isinstance(x, Tensor) or type(x.data) is np.ndarray:  # there, nothing is saved by running several as one
-            for module in parts:
-                x = module(x)
-            return x
         i = 0
         while i < len(parts):
-            end = feed_forward_end(parts, i, x)
-            if end > i + 1:
-                x = call_feed_forward(parts[i:end], x)
-            else:
-                x = parts[i](x)
-            i = max(end, i + 1)
+            x, i = call_next(parts, i, x)
         return x
 
 

@@ -10,7 +10,7 @@ from gpunet.nn.arguments import Ints, check_batch, check_channels, check_dtype, 
 from gpunet.nn.linear import reset_uniform
 from gpunet.nn.module import Module
 from gpunet.nn.parameter import Parameter
-from gpunet.ops.conv import conv, conv_input_grad
+from gpunet.ops.conv import conv, conv_input_grad, output_size
 from gpunet.ops.shape import pad
 from gpunet.tensor import Tensor
 
@@ -98,14 +98,18 @@ class _Conv(_Convolution):
         self.padding: str | Ints
         if isinstance(padding, str):
             self.padding = padding
-            self._pairs = named_padding(where, padding, self.kernel_size, self.stride, self.dilation)
+            self.pairs = named_padding(where, padding, self.kernel_size, self.stride, self.dilation)
         else:
             self.padding = integers(where, "padding", padding, self.axes, least=0)
-            self._pairs = tuple((p, p) for p in self.padding)
+            self.pairs = tuple((p, p) for p in self.padding)
+
+    def output_size(self, size: Ints) -> Ints:
+        """The spatial size of what it makes of inputs of the spatial size `size`."""
+        return tuple(map(output_size, size, self.kernel_size, self.stride, self.pairs, self.dilation))
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        padding = self._pairs
+        padding = self.pairs
         if self.padding_mode != "zeros":
             x = pad(x, pad_width=((0, 0), (0, 0), *padding), mode=_MODES[self.padding_mode])
             padding = ((0, 0),) * self.axes

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpunet.backends import backend_of_type
+from gpunet.backends.native import library
 from gpunet.nn.activation import GELU, ReLU, SiLU
+from gpunet.nn.conv import Conv2d
 from gpunet.nn.linear import Linear
 from gpunet.nn.module import Module
+from gpunet.nn.pool import MaxPool2d
+from gpunet.ops.conv import conv_relu, conv_relu_pool
 from gpunet.ops.feed_forward import feed_forward
+from gpunet.ops.op import kernels_mode
 from gpunet.tensor import Tensor
 
 
-def feed_forward_end(modules: Sequence[Module], start: int, x: Any) -> int:
-    """Where the longest chain Linear, activation, Linear, ... ends that begins at `start` and can run as one op.
+def call_next(modules: Sequence[Module], start: int, x: Any) -> tuple[Any, int]:
+    """Call the module number `start` with x; or, where it and those behind it can run as one op, all of these.
 
     A module with hooks or a forward of its own does not take part, nor does a layer whose parameters do not fit: it is
     called by itself, so that hooks see what they should and an error names the layer.
 
     Returns:
-        The number of the module after the chain; `start` if there is none.
+        What the last of them gives, and the number of the module after it.
     """
-    if type(modules[start]) is not Linear or not isinstance(x, Tensor) or not x.ndim:
-        return start
-    backend = backend_of_type(type(x.data))
-    if backend.launcher is None or backend.platform != "cuda":
-        return start  # where products have no epilogues, nothing is saved
+    call = _FIRST.get(type(modules[start]))
+    if call is not None and isinstance(x, Tensor):
+        backend = backend_of_type(type(x.data))
+        if backend.launcher is not None and kernels_mode() != "off":
+            found = call(modules, start, x, backend.platform)
+            if found is not None:
+                return found
+    return modules[start](x), start + 1
+
+
+def _call_feed_forward(modules: Sequence[Module], start: int, x: Tensor, platform: str) -> tuple[Tensor, int] | None:
+    """Linear, activation, Linear, ..."""
+    if platform != "cuda" or not x.ndim:  # where products have no epilogues, nothing is saved
+        return None
     end, name, width = start, None, x.shape[-1]
     for i in range(start, len(modules), 2):
         layer = modules[i]
@@ -39,14 +53,53 @@ def feed_forward_end(modules: Sequence[Module], start: int, x: Any) -> int:
         name, before = _activation(following), name
         if name is None or before not in (None, name):
             break
-    return end if end > start + 1 else start
-
-
-def call_feed_forward(modules: Sequence[Module], x: Tensor) -> Tensor:
-    """What the modules of such a chain give when called one after another."""
-    layers: Sequence[Any] = modules[::2]
+    if end <= start + 1:
+        return None
+    layers: Sequence[Any] = modules[start:end:2]
     parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
-    return feed_forward(x, *parameters, activation=_activation(modules[1]))[0]
+    return feed_forward(x, *parameters, activation=_activation(modules[start + 1]))[0], end
+
+
+def _call_convolution(modules: Sequence[Module], start: int, x: Tensor, platform: str) -> tuple[Tensor, int] | None:
+    """Conv2d, ReLU, and perhaps a MaxPool2d by 2 x 2."""
+    layer: Any = modules[start]
+    following = modules[start + 1 : start + 3]
+    if (
+        platform != "cpu"
+        or not following
+        or type(following[0]) is not ReLU
+        or not all(map(_is_plain, (layer, following[0])))
+        or layer.padding_mode != "zeros"
+        or x.ndim != 4
+        or x.shape[1] != layer.in_channels
+        or any(p.dtype != x.dtype or type(p.data) is not type(x.data) for p in layer.parameters())
+        or not library("conv").usable()
+    ):
+        return None
+    parameters = layer.weight, layer.bias
+    how = {name: getattr(layer, name) for name in ("stride", "dilation", "groups")}
+    size = layer.output_size(x.shape[2:])
+    if len(following) == 2 and _is_by_two(following[1]) and min(size) >= 2:
+        return conv_relu_pool(x, *parameters, padding=layer.pairs, **how)[0], start + 3
+    return conv_relu(x, *parameters, padding=layer.pairs, **how), start + 2
+
+
+def _is_by_two(module: Module) -> bool:
+    """Whether it is pooling by 2 x 2 that do not overlap, where what is left over at the end is left out."""
+    return (
+        type(module) is MaxPool2d
+        and _is_plain(module)
+        and module.kernel_size == module.stride == (2, 2)
+        and module.padding == (0, 0)
+        and module.dilation == (1, 1)
+        and not module.ceil_mode
+    )
+
+
+_FIRST: dict[type, Callable[[Sequence[Module], int, Tensor, str], tuple[Tensor, int] | None]] = {
+    Linear: _call_feed_forward,
+    Conv2d: _call_convolution,
+}
 
 
 def _is_plain(module: Module) -> bool:

@@ -96,12 +96,26 @@ def _(native, x, weight, bias, *, stride, padding, dilation, groups):
 
 @conv.vjp
 def _(xp, g, _y, x, weight, _bias, *, stride, padding, dilation, groups):
-    how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return (
-        lambda: conv_input_grad(g, weight, shape=x.shape, **how),
-        lambda: conv_weight_grad(x, g, shape=weight.shape, **how),
-        lambda: sum(g, axis=(0, *range(2, g.ndim))),
+    return _gradients(
+        lambda: g, x, weight, {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     )
+
+
+@op
+def conv_relu(xp, x, weight, bias=None, *, stride, padding, dilation, groups=1):
+    """The larger of `conv` and zero, in one pass."""
+    return relu(conv(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups))
+
+
+@conv_relu.kernel("conv", platform="cpu", when=_is_plain)
+def _(native, x, weight, bias, *, stride, padding, dilation, groups):
+    return _forward(native, x, weight, bias, True, False, stride, padding, dilation, groups)[0]
+
+
+@conv_relu.vjp
+def _(xp, g, y, x, weight, _bias, *, stride, padding, dilation, groups):
+    how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return _gradients(cache(lambda: relu.derivative(xp, g, y, y)), x, weight, how)
 
 
 @op
@@ -132,15 +146,19 @@ def _(xp, gs, ys, x, weight, _bias, *, stride, padding, dilation, groups):
 
     @cache
     def inner() -> Any:
-        """The gradient of the convolution's result."""
-        sizes = map(output_size, x.shape[2:], weight.shape[2:], stride, padding, dilation)
         masked = relu.derivative(xp, gs[0], y, y)
-        return unpool(masked, offsets, shape=(*y.shape[:2], *sizes), **_PAIRS)
+        size = _output(x.shape, weight.shape, stride, padding, dilation)
+        return unpool(masked, offsets, shape=(*y.shape[:2], *size), **_PAIRS)
 
+    return _gradients(inner, x, weight, how)
+
+
+def _gradients(inner: Callable[[], Any], x: Any, weight: Any, how: dict[str, Any]) -> tuple[Callable[[], Any], ...]:
+    """The derivatives with respect to x, weight and bias, given the gradient of the convolution's own result."""
     return (
         lambda: conv_input_grad(inner(), weight, shape=x.shape, **how),
         lambda: conv_weight_grad(x, inner(), shape=weight.shape, **how),
-        lambda: sum(inner(), axis=(0, 2, 3)),
+        lambda: sum(inner(), axis=(0, *range(2, x.ndim))),
     )
 
 

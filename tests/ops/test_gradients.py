@@ -183,6 +183,13 @@ for name, (x, w, stride, padding, dilation, groups) in CONV.items():
         normal(*x), normal(*w), normal(w[0]),
         also=(conv.conv_input_grad, conv.conv_weight_grad),
     )  # fmt: skip
+FUSED = {"conv_relu": conv.conv_relu, "conv_relu_pool": lambda *a, **how: conv.conv_relu_pool(*a, **how)[0]}
+for name, fused in FUSED.items():
+    case(
+        name,
+        lambda *a, fused=fused: fused(*a, stride=(1, 1), padding=((1, 1), (0, 1)), dilation=(1, 1), groups=1),
+        normal(2, 3, 5, 6), normal(4, 3, 3, 3), normal(4),
+    )  # fmt: skip
 case(
     "conv_input_grad: alone",
     lambda g, w: conv.conv_input_grad(
