@@ -76,9 +76,11 @@ def _call_convolution(modules: Sequence[Module], start: int, x: Tensor, platform
         or not library("conv").usable()
     ):
         return None
+    size = layer.output_size(x.shape[2:])
+    if min(size) < 1:
+        return None
     parameters = layer.weight, layer.bias
     how = {name: getattr(layer, name) for name in ("stride", "dilation", "groups")}
-    size = layer.output_size(x.shape[2:])
     if len(following) == 2 and _is_by_two(following[1]) and min(size) >= 2:
         return conv_relu_pool(x, *parameters, padding=layer.pairs, **how)[0], start + 3
     return conv_relu(x, *parameters, padding=layer.pairs, **how), start + 2
