@@ -6,14 +6,17 @@ the gradient of that is read from there (`pick`). Sums and their gradients (`spr
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
 from itertools import product
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from gpunet.backends import backend_of_type
+from gpunet.backends import backend_of_type, threads
+from gpunet.dtypes import float32
 from gpunet.errors import ShapeError
+from gpunet.ops.elementwise import relu
 from gpunet.ops.matmul import tensordot
 from gpunet.ops.op import op, raw
 from gpunet.ops.shape import moveaxis
@@ -96,8 +99,7 @@ def _least(xp: Any, dtype: Any) -> Any:
     return -xp.inf if dtype.kind == "f" else xp.iinfo(dtype).min
 
 
-@op
-def max_pool(xp, x, *, kernel, stride, padding, dilation, ceil_mode=False):
+def max_pool(x: Any, *, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool = False) -> Any:
     """The maximum of each window; NaN where the window has one.
 
     Args:
@@ -108,6 +110,15 @@ def max_pool(xp, x, *, kernel, stride, padding, dilation, ceil_mode=False):
     Returns:
         (N, C, *output).
     """
+    how: dict[str, Any] = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    if getattr(x, "requires_grad", False):
+        return max_with_offsets(x, **how, ceil_mode=ceil_mode)[0]
+    return max_values(x, **how, ceil_mode=ceil_mode)
+
+
+@op
+def max_values(xp, x, *, kernel, stride, padding, dilation, ceil_mode):
+    """`max_pool` where no gradient is wanted. Not differentiable."""
     out, covered = _geometry(x.shape, kernel, stride, padding, dilation, ceil_mode)
     source = _padded(xp, x, padding, covered, _least(xp, x.dtype))
     first, *others = (source[window] for window in _windows(kernel, stride, dilation, out))
@@ -119,10 +130,17 @@ def max_pool(xp, x, *, kernel, stride, padding, dilation, ceil_mode=False):
     return y
 
 
-@max_pool.vjp
-def _(xp, g, y, x, *, kernel, stride, padding, dilation, ceil_mode):
+@op
+def max_with_offsets(xp, x, *, kernel, stride, padding, dilation, ceil_mode):
+    """`max_pool`, and of each maximum where in its window it is, as `max_offsets` says."""
     how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
-    return unpool(g, max_offsets(x, y, **how), shape=x.shape, **how)
+    y = max_values(x, **how, ceil_mode=ceil_mode)
+    return y, max_offsets(x, y, **how)
+
+
+@max_with_offsets.vjp
+def _(xp, gs, ys, _x, *, kernel, stride, padding, dilation, ceil_mode):
+    return unpool(gs[0], ys[1], shape=_x.shape, kernel=kernel, stride=stride, padding=padding, dilation=dilation)
 
 
 @op
@@ -163,6 +181,19 @@ def _(xp, gg, _y, _g, offsets, *, shape, kernel, stride, padding, dilation):
 
 
 @op
+def unpool_relu(xp, g, y, offsets, *, shape, kernel, stride, padding, dilation):
+    """`unpool` of what `relu` with the result y makes of its gradient g."""
+    how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    return unpool(relu.derivative(xp, g, y, y), offsets, shape=shape, **how)
+
+
+@unpool_relu.vjp
+def _(xp, gg, _y, _g, y, offsets, *, shape, kernel, stride, padding, dilation):
+    how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    return relu.derivative(xp, pick(gg, offsets, **how), y, y), None, None
+
+
+@op
 def pick(xp, x, offsets, *, kernel, stride, padding, dilation):
     """The element of each window of x that `offsets` names."""
     covered = _covered(x.shape[2:], offsets.shape[2:], kernel, stride, padding, dilation)
@@ -180,8 +211,8 @@ def _(xp, g, _y, _x, offsets, *, kernel, stride, padding, dilation):
 
 
 @op
-def window_sum(xp, x, *, kernel, stride, padding, ceil_mode=False):
-    """The sum of each window; what is padded counts as zero."""
+def window_sum(xp, x, *, kernel, stride, padding, ceil_mode=False, factor=1.0):
+    """The sum of each window, times a factor; what is padded counts as zero."""
     ones = (1,) * len(kernel)
     out, covered = _geometry(x.shape, kernel, stride, padding, ones, ceil_mode)
     source = _padded(xp, x, padding, covered, 0)
@@ -191,17 +222,21 @@ def window_sum(xp, x, *, kernel, stride, padding, ceil_mode=False):
             y = source[window].copy()
         else:
             y += source[window]
-    return y
+    return y if factor == 1 else y * factor
 
 
 @window_sum.vjp
-def _(xp, g, _y, _x, *, kernel, stride, padding, ceil_mode):
-    return spread(g, shape=_x.shape, kernel=kernel, stride=stride, padding=padding, ceil_mode=ceil_mode)
+def _(xp, g, _y, _x, *, kernel, stride, padding, ceil_mode, factor):
+    how = {"kernel": kernel, "stride": stride, "padding": padding, "ceil_mode": ceil_mode, "factor": factor}
+    return spread(g, shape=_x.shape, **how)
 
 
 @op
-def spread(xp, g, *, shape, kernel, stride, padding, ceil_mode):
-    """Zeros of `shape`, with each element of g added to every place of its window: the transpose of `window_sum`."""
+def spread(xp, g, *, shape, kernel, stride, padding, ceil_mode, factor):
+    """Zeros of `shape`, with each element of g, times a factor, added to every place of its window: the transpose of
+    `window_sum`."""
+    if factor != 1:
+        g = g * factor
     ones = (1,) * len(kernel)
     out = _empty_like_layout(xp, g, _covered(shape[2:], g.shape[2:], kernel, stride, padding, ones))
     out[...] = 0
@@ -211,8 +246,8 @@ def spread(xp, g, *, shape, kernel, stride, padding, ceil_mode):
 
 
 @spread.vjp
-def _(xp, gg, _y, _g, *, shape, kernel, stride, padding, ceil_mode):
-    return window_sum(gg, kernel=kernel, stride=stride, padding=padding, ceil_mode=ceil_mode)
+def _(xp, gg, _y, _g, *, shape, kernel, stride, padding, ceil_mode, factor):
+    return window_sum(gg, kernel=kernel, stride=stride, padding=padding, ceil_mode=ceil_mode, factor=factor)
 
 
 def avg_pool(
@@ -225,16 +260,28 @@ def avg_pool(
         ceil_mode: whether a last window may hang over the end; what hangs over counts for nothing.
         count_include_pad: whether padded zeros count as elements of the average.
     """
-    total = window_sum(x, kernel=kernel, stride=stride, padding=padding, ceil_mode=ceil_mode)
+    how: dict[str, Any] = {"kernel": kernel, "stride": stride, "padding": padding, "ceil_mode": ceil_mode}
+    shares = _shares(tuple(x.shape), **how, count_include_pad=count_include_pad)
+    if not isinstance(shares, float):
+        total = window_sum(x, **how)
+        return total * _constant(shares, total)
+    return window_sum(x, **how, factor=shares) if x.dtype.kind == "f" else window_sum(x, **how) * shares
+
+
+@lru_cache(maxsize=1024)
+def _shares(
+    shape: Ints, kernel: Ints, stride: Ints, padding: Ints, ceil_mode: bool, count_include_pad: bool
+) -> float | np.ndarray:
+    """One by how many elements are in each window; a number where that is the same for all."""
+    sizes = _geometry(shape, kernel, stride, padding, (1,) * len(kernel), ceil_mode)[0]
     counts = np.ones(())
-    for n, k, s, p, out in zip(x.shape[2:], kernel, stride, padding, total.shape[2:]):
+    for n, k, s, p, out in zip(shape[2:], kernel, stride, padding, sizes):
         start = np.arange(out) * s - p
         end = np.minimum(start + k, n + p if count_include_pad else n)
         along = end - (start if count_include_pad else np.maximum(start, 0))
         counts = counts[..., None] * along
-    if (counts == counts.flat[0]).all():
-        return total * (1.0 / float(counts.flat[0]))
-    return total * _constant(1.0 / counts, total)
+    first = counts.flat[0]
+    return 1.0 / float(first) if (counts == first).all() else 1.0 / counts
 
 
 def adaptive_avg_pool(x: Any, *, output_size: Ints) -> Any:
@@ -264,3 +311,119 @@ def _constant(values: Any, like: Any) -> Any:
     array = raw(like)
     backend = backend_of_type(type(array))
     return backend.from_numpy(values.astype(array.dtype), backend.device_of(array))
+
+
+# --- the CPU's kernels
+
+
+def _fits(x: Any, kernel: Ints) -> bool:
+    """Whether the CPU's kernels take an array (N, C, *spatial) and windows of it."""
+    return x.dtype == float32 and x.ndim in (3, 4) and x.size > 0 and prod(kernel) <= 255
+
+
+@lru_cache(maxsize=1024)
+def _axes(lengths: Ints, out: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> np.ndarray:
+    """A Geometry for kernels/cpu/pool.cpp; one spatial axis becomes the second."""
+    axes = list(zip(lengths, out, kernel, stride, padding, dilation))
+    return np.array([(1, 1, 1, 1, 0, 1), *axes][-2:], np.int64)
+
+
+def _is_last(a: Any) -> bool:
+    """Whether the channels are side by side in memory."""
+    return a.strides[1] == a.itemsize and a.shape[1] > 1
+
+
+def _lying(a: Any, last: bool) -> Any:
+    """a as (N, C, H, W) with the channels side by side in memory, or else the columns; a copy if it is not so."""
+    if a.strides[1 if last else -1] != a.itemsize:
+        a, source = _new(a.shape, last, a.dtype), a
+        a[...] = source
+    return a if a.ndim == 4 else a[:, :, None]
+
+
+def _new(shape: Ints, last: bool, dtype: Any = float32) -> np.ndarray:
+    """A new array (N, C, *spatial), channels-last in memory or as its axes say."""
+    if not last:
+        return np.empty(shape, dtype)
+    n, c, *spatial = shape
+    return np.empty((n, *spatial, c), dtype).transpose(0, len(spatial) + 1, *range(1, len(spatial) + 1))
+
+
+def _max(native: Any, x: Any, numbered: bool, how: dict[str, Any], ceil_mode: bool) -> tuple[Any, Any]:
+    """`max_with_offsets` of the CPU; without the offsets if not so wanted."""
+    out, _ = _geometry(x.shape, ceil_mode=ceil_mode, **how)
+    last, shape = _is_last(x), (*x.shape[:2], *out)
+    y, offsets = _new(shape, last), _new(shape, last, np.uint8) if numbered else None
+    work = partial(native.pool_max, _lying(x, last), y, offsets, _axes(x.shape[2:], out, **how), last)
+    threads.split(_rows(y, last), work, x.size)
+    return y, offsets
+
+
+def _rows(y: Any, last: bool) -> int:
+    """How many rows of pixels there are or, where each channel is a plane, rows of elements."""
+    rows = y.shape[0] * (y.shape[2] if y.ndim == 4 else 1)
+    return rows if last else rows * y.shape[1]
+
+
+def _unpool(native: Any, g: Any, offsets: Any, y: Any, shape: Ints, how: dict[str, Any]) -> Any:
+    """`unpool` of the CPU; where y is positive, unless it is None."""
+    last = _is_last(offsets)
+    dx = _new(shape, last)
+    about = _axes(shape[2:], g.shape[2:], **how)
+    lying = [a if a is None else _lying(a, last) for a in (g, offsets, y)]
+    threads.split(_rows(dx, last), partial(native.pool_unpool, *lying, dx, about, last), dx.size)
+    return dx
+
+
+@max_values.kernel("pool", platform="cpu", when=lambda x, *, kernel, **_: _fits(x, kernel))
+def _(native, x, *, kernel, stride, padding, dilation, ceil_mode):
+    how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    return _max(native, x, False, how, ceil_mode)[0]
+
+
+@max_with_offsets.kernel("pool", platform="cpu", when=lambda x, *, kernel, **_: _fits(x, kernel))
+def _(native, x, *, kernel, stride, padding, dilation, ceil_mode):
+    how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    return _max(native, x, True, how, ceil_mode)
+
+
+@unpool.kernel("pool", platform="cpu", when=lambda g, offsets, *, kernel, **_: _fits_back(g, offsets, kernel))
+def _(native, g, offsets, *, shape, kernel, stride, padding, dilation):
+    how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    return _unpool(native, g, offsets, None, shape, how)
+
+
+def _fits_back(g: Any, offsets: Any, kernel: Ints) -> bool:
+    return _fits(g, kernel) and offsets.dtype == np.uint8 and offsets.shape == g.shape
+
+
+@unpool_relu.kernel(
+    "pool",
+    platform="cpu",
+    when=lambda g, y, offsets, *, kernel, **_: (
+        _fits_back(g, offsets, kernel) and y.dtype == float32 and y.shape == g.shape
+    ),
+)
+def _(native, g, y, offsets, *, shape, kernel, stride, padding, dilation):
+    how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    return _unpool(native, g, offsets, y, shape, how)
+
+
+@window_sum.kernel("pool", platform="cpu", when=lambda x, *, kernel, **_: _fits(x, (1,)))
+def _(native, x, *, kernel, stride, padding, ceil_mode, factor):
+    ones = (1,) * len(kernel)
+    out, _ = _geometry(x.shape, kernel, stride, padding, ones, ceil_mode)
+    last = _is_last(x)
+    y = _new((*x.shape[:2], *out), last)
+    about = _axes(x.shape[2:], out, kernel, stride, padding, ones)
+    threads.split(_rows(y, last), partial(native.pool_sum, _lying(x, last), y, about, factor, last), x.size)
+    return y
+
+
+@spread.kernel("pool", platform="cpu", when=lambda g, *, kernel, **_: _fits(g, (1,)))
+def _(native, g, *, shape, kernel, stride, padding, ceil_mode, factor):
+    last = _is_last(g)
+    dx = _new(shape, last)
+    about = _axes(shape[2:], g.shape[2:], kernel, stride, padding, (1,) * len(kernel))
+    threads.split(_rows(dx, last), partial(native.pool_spread, _lying(g, last), dx, about, factor, last), dx.size)
+    return dx

@@ -203,9 +203,10 @@ POOL = {
     "overlapping": {"kernel": (3, 2), "stride": (2, 1), "padding": (1, 0)},
     "ceil": {"kernel": (2, 3), "stride": (2, 2), "padding": (1, 1), "ceil_mode": True},
 }
+_POOLED, _OFFSETS = normal(2, 3, 2, 3), rng.integers(0, 4, (2, 3, 2, 3)).astype(np.uint8)
 for name, options in POOL.items():
     case(
-        f"max_pool: {name}",
+        f"max_with_offsets: {name}",
         lambda x, o=options: pool.max_pool(x, dilation=(1, 1), **o),
         apart(2, 3, 5, 6),
         also=(pool.unpool, pool.pick),
@@ -218,9 +219,16 @@ for name, options in POOL.items():
             also=(pool.spread,),
         )
 case(
-    "max_pool: dilated",
+    "max_with_offsets: dilated",
     lambda x: pool.max_pool(x, kernel=(2,), stride=(1,), padding=(0,), dilation=(2,)),
     apart(2, 3, 5),
+)
+case(
+    "unpool_relu",
+    lambda g: pool.unpool_relu(
+        g, gn.asarray(_POOLED), gn.asarray(_OFFSETS), shape=(2, 3, 4, 6), dilation=(1, 1), **POOL["plain"]
+    ),
+    normal(2, 3, 2, 3),
 )
 case("window_sum: adaptive", lambda x: pool.adaptive_avg_pool(x, output_size=(2, 3)), normal(2, 3, 5, 4))
 
