@@ -21,7 +21,16 @@ from gpunet import random
 from gpunet.autograd import mark_written
 from gpunet.dtypes import accumulation_dtype, float32, int64, is_floating
 from gpunet.errors import DTypeError, ShapeError
-from gpunet.nn.arguments import check_batch, check_channels, check_floating, integers, named_padding, probability
+from gpunet.nn.arguments import (
+    check_array,
+    check_batch,
+    check_channels,
+    check_floating,
+    integers,
+    named_padding,
+    probability,
+)
+from gpunet.ops import attention as attention_ops
 from gpunet.ops import conv as conv_ops
 from gpunet.ops import elementwise as ew
 from gpunet.ops import index, linalg, norm, pool
@@ -38,7 +47,8 @@ __all__ = [
     "binary_cross_entropy_with_logits", "conv1d", "conv2d", "cosine_similarity", "cross_entropy", "dropout", "elu",
     "embedding", "gelu", "hardsigmoid", "hardswish", "hardtanh", "huber_loss", "kl_div", "l1_loss", "layer_norm",
     "leaky_relu", "linear", "log_softmax", "logsigmoid", "max_pool1d", "max_pool2d", "mish", "mse_loss", "nll_loss",
-    "normalize", "one_hot", "prelu", "relu", "relu6", "selu", "sigmoid", "silu", "smooth_l1_loss", "softmax",
+    "normalize", "one_hot", "prelu", "relu", "relu6",
+    "scaled_dot_product_attention", "selu", "sigmoid", "silu", "smooth_l1_loss", "softmax",
     "softplus", "tanh",
 ]  # fmt: skip
 
@@ -353,6 +363,112 @@ def _norm(x: Tensor, p: float, axis: int) -> Tensor:
     """The norm along an axis, kept; of float16 in float32, which neither overflows nor loses a small eps."""
     wide = x.astype(float32) if x.dtype == "float16" else x
     return linalg.vector_norm(wide, axis=axis, keepdims=True, ord=p)
+
+
+# --- attention
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """softmax(query @ keyᵀ * scale) @ value: for each query a mean of the values, weighted by how well the keys fit
+    (Vaswani et al., 2017). A query that no key takes part for gives zeros.
+
+    On the CPU, float32 arrays of any strides are taken as they are, and the scores are never all in memory. Neither
+    transposing a projection (N, L, H, E) to (N, H, L, E) first nor transposing the result back costs anything.
+
+    Args:
+        query: (..., L, E), such as (N, H, L, E): samples, heads, positions, features; floating-point.
+        key: (..., S, E).
+        value: (..., S, Ev), finite even where the mask leaves it out. The leading axes of all three broadcast.
+        attn_mask: broadcasts to (..., L, S): bool, true for keys that take part; or floating-point, which is added to
+            the scores.
+        dropout_p: the probability that a weight is set to zero, the others being divided by 1 - dropout_p. There is
+            no `training`: pass 0 in evaluation. The mask is drawn as that of `dropout` of an array (..., L, S).
+        is_causal: query i sees keys 0 to i only.
+        scale: default 1 / sqrt(E).
+        enable_gqa: key and value may have fewer heads (the last leading axis) than the query, each for a group of
+            consecutive ones (Ainslie et al., 2023).
+
+    Returns:
+        (..., L, Ev).
+
+    Raises:
+        ValueError: both a mask and is_causal, or dropout_p is out of range.
+        ShapeError: the shapes do not fit each other.
+        DTypeError: the dtypes differ, are not floating-point, or the mask's is of another kind.
+    """
+    name = "scaled_dot_product_attention"
+    if attn_mask is not None and is_causal:
+        raise ValueError(f"{name}: expected attn_mask or is_causal, got both; put the causal part into the mask")
+    dropout_p = probability(name, dropout_p)
+    leading = _check_attention(name, query, key, value, attn_mask, enable_gqa)
+    if scale is None:
+        scale = query.shape[-1] ** -0.5 if query.shape[-1] else 1.0
+    groups = 1
+    if enable_gqa and query.shape[-3] != key.shape[-3]:
+        heads = query.shape[-3]
+        groups = heads // key.shape[-3]
+        query = query.reshape((*query.shape[:-3], key.shape[-3], groups, *query.shape[-2:]))
+        key, value = gn.expand_dims(key, axis=-3), gn.expand_dims(value, axis=-3)
+        if attn_mask is not None and attn_mask.ndim > 2:
+            by_head = (key.shape[-4], groups) if attn_mask.shape[-3] == heads else (1, 1)
+            attn_mask = attn_mask.reshape((*attn_mask.shape[:-3], *by_head, *attn_mask.shape[-2:]))
+    how: dict[str, Any] = {}
+    if dropout_p == 1.0:
+        value = value * 0.0
+    elif dropout_p:
+        shape = (*leading, query.shape[-2], key.shape[-2])
+        how = {"dropout": dropout_p, "key": random.generator().key(shape, "float32")}
+    y = attention_ops.attention(query, key, value, attn_mask, scale=float(scale), causal=bool(is_causal), **how)[0]
+    return y if groups == 1 else y.reshape((*y.shape[:-4], heads, *y.shape[-2:]))
+
+
+def _check_attention(
+    name: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, grouped: bool
+) -> tuple[int, ...]:
+    """What the leading axes broadcast to."""
+    q, k, v = check_array(query), check_array(key), check_array(value)
+    least = 3 if grouped else 2
+    fit = min(len(q), len(k), len(v)) >= least and q[-1] == k[-1] and k[-2] == v[-2]
+    if fit and grouped:
+        fit = k[-3] == v[-3] and (q[-3] % k[-3] == 0 if k[-3] else not q[-3])
+    leading: tuple[int, ...] = ()
+    try:
+        if fit and not grouped and q[:-2] == k[:-2] == v[:-2]:
+            leading = q[:-2]
+        elif fit:
+            end = -3 if grouped else -2
+            leading = np.broadcast_shapes(q[:end], k[:end], v[:end]) + q[end:-2]
+    except ValueError:
+        fit = False
+    if not fit:
+        heads = "query (..., H, L, E), key (..., G, S, E) and value (..., G, S, Ev) with H a multiple of G"
+        wanted = heads if grouped else "query (..., L, E), key (..., S, E) and value (..., S, Ev)"
+        hint = ""
+        if not grouped and min(len(q), len(k)) > 2 and q[-3] != k[-3] and k[-3] and q[-3] % k[-3] == 0:
+            hint = "; enable_gqa=True lets each head of key and value serve several of the query"
+        raise ShapeError(f"{name}: expected {wanted}, got {q}, {k} and {v}{hint}")
+    dtype = query.dtype
+    if dtype.kind != "f" or key.dtype != dtype or value.dtype != dtype:
+        raise DTypeError(
+            f"{name}: expected query, key and value of one floating-point dtype, "
+            f"got {dtype}, {key.dtype} and {value.dtype}"
+        )
+    if mask is not None:
+        shape, full = check_array(mask), (*leading, q[-2], k[-2])
+        if mask.dtype.kind not in "bf":
+            raise DTypeError(f"{name}: expected a mask of bool or floating-point, got {mask.dtype}")
+        if len(shape) > len(full) or any(n not in (1, m) for n, m in zip(shape[::-1], full[::-1])):
+            raise ShapeError(f"{name}: expected a mask that broadcasts to {full}, got {shape}")
+    return leading
 
 
 # --- dropout, embeddings
