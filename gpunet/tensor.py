@@ -363,6 +363,8 @@ class Tensor(Traced):
     def __iter__(self) -> Iterator[Tensor]:
         if not self.ndim:
             raise TypeError("a 0-d tensor cannot be iterated over")
+        if len(self) <= 8:  # such as q, k and v, whose gradients are then joined at no cost
+            return iter(shape.unstack(self))
         return (self[i] for i in range(len(self)))
 
     def __contains__(self, value: Any) -> bool:

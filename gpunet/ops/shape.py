@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from gpunet.backends import Device, backend_of_type, get_backend
 from gpunet.errors import DTypeError, ShapeError
 from gpunet.ops.op import op
@@ -179,8 +181,47 @@ def _several(name: str, arrays: Any) -> list[Any]:
 def unstack(x: Any, /, *, axis: int = 0) -> tuple[Any, ...]:
     """The slices of x along an axis, as a tuple."""
     axis = axis_of("unstack", axis, x.ndim)
+    if 0 < x.shape[axis] <= _FEW:
+        return _unstack(x, axis=axis)
     before = (slice(None),) * axis
     return tuple(x[(*before, i)] for i in range(x.shape[axis]))
+
+
+_FEW = 8
+
+
+@op(view=True)
+def _unstack(xp, x, *, axis):
+    """A few slices at once, whose gradients are joined instead of each being added to zeros."""
+    before = (slice(None),) * axis
+    return tuple(x[(*before, i, ...)] for i in range(x.shape[axis]))
+
+
+@_unstack.vjp
+def _(xp, gs, _ys, _x, *, axis):
+    step = evenly_spaced(gs)
+    if step:
+        whole = np.lib.stride_tricks.as_strided(gs[0], (len(gs), *gs[0].shape), (step, *gs[0].strides))
+        return np.moveaxis(whole, 0, axis)
+    some = next(g for g in gs if g is not None)
+    return stack([xp.zeros_like(some) if g is None else g for g in gs], axis=axis)
+
+
+def evenly_spaced(arrays: Any) -> int:
+    """How many bytes each of several NumPy arrays begins after the one before, where they are like slices of one array
+    along an axis; else 0.
+    """
+    first, *others = arrays
+    if type(first) is not np.ndarray or first.base is None:
+        return 0
+    for a in others:
+        if a is None or a.base is not first.base or a.strides != first.strides:
+            return 0
+        if a.shape != first.shape or a.dtype != first.dtype:
+            return 0
+    at = [a.__array_interface__["data"][0] for a in arrays]
+    steps = {after - before for before, after in pairwise(at)}
+    return steps.pop() if len(steps) == 1 else 0
 
 
 def split(x: Any, /, indices_or_sections: Any, axis: int = 0) -> tuple[Any, ...]:
@@ -294,8 +335,6 @@ def _(xp, g, _y, _x, *, pad_width, mode, constant_values):
 
 def _fold(xp: Any, g: Any, axis: int, n: int, a: int, b: int, mode: str) -> Any:
     """Along one axis, add the gradient of what was padded to the elements that it was copied from."""
-    import numpy as np
-
     sources = np.pad(np.arange(n), (a, b), mode=mode)  # type: ignore[call-overload]
     selects = np.zeros((n, n + a + b))
     selects[sources, np.arange(n + a + b)] = 1.0
