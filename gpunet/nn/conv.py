@@ -11,7 +11,7 @@ from gpunet.nn.linear import reset_uniform
 from gpunet.nn.module import Module
 from gpunet.nn.parameter import Parameter
 from gpunet.ops.conv import conv, conv_input_grad, output_size
-from gpunet.ops.shape import pad
+from gpunet.ops.shape import pad, permute_dims
 from gpunet.tensor import Tensor
 
 # PyTorch's padding modes, and what NumPy's `pad` calls them.
@@ -47,7 +47,9 @@ class _Convolution(Module):
             if getattr(self, name) % groups:
                 raise ValueError(f"{where}: {name}={getattr(self, name)} does not divide into groups={groups}")
         first, second = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
-        self.weight = Parameter(empty((first, second // groups, *self.kernel_size), dtype=dtype, device=device))
+        # In memory the kernel's axes come first and output channels last, as the CPU's kernels read it.
+        weight = empty((*self.kernel_size, second // groups, first), dtype=dtype, device=device)
+        self.weight = Parameter(permute_dims(weight, (self.axes + 1, self.axes, *range(self.axes))))
         self.bias = Parameter(empty((out_channels,), dtype=dtype, device=device)) if bias else None
         self.reset_parameters()
 

@@ -72,7 +72,7 @@ def _call_convolution(modules: Sequence[Module], start: int, x: Tensor, platform
         or layer.padding_mode != "zeros"
         or x.ndim != 4
         or x.shape[1] != layer.in_channels
-        or any(p.dtype != x.dtype or type(p.data) is not type(x.data) for p in layer.parameters())
+        or not _match(x, layer)
         or not library("conv").usable()
     ):
         return None
@@ -119,11 +119,17 @@ _NAMES: dict[type, str] = {ReLU: "relu", SiLU: "silu"}
 _GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
 
 
+def _match(x: Tensor, layer: Linear | Conv2d) -> bool:
+    """Whether the parameters are of the dtype and on the device of x."""
+    kinds = x.data.dtype, type(x.data)
+    return all(p is None or (p.data.dtype, type(p.data)) == kinds for p in (layer.weight, layer.bias))
+
+
 def _fits(layer: Linear, width: int, x: Tensor) -> bool:
     weight, bias = layer.weight, layer.bias
     return (
         weight.ndim == 2
         and weight.shape[1] == width
-        and all(p.dtype == x.dtype and type(p.data) is type(x.data) for p in (weight, bias) if p is not None)
+        and _match(x, layer)
         and (bias is None or bias.shape == weight.shape[:1])
     )

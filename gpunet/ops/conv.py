@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -213,8 +213,9 @@ def _(native, g, weight, *, shape, stride, padding, dilation, groups):
     _check(shape, weight.shape, stride, padding, dilation, groups)
     around = tuple((d * (k - 1) - p, d * (k - 1) - q) for d, k, (p, q) in zip(dilation, kernel, padding))
     if all(s == 1 for s in stride) and min(map(min, around)) >= 0:  # a convolution of g
+        plan = _plan(g.shape, shape[1], kernel, stride, around, dilation, groups, False)
         packed = _packed(native, weight, groups, turned=True, flip=True)
-        return _convolve(native, g, packed, None, shape[1:], kernel, stride, around, dilation, groups)[0]
+        return _convolve(native, plan, g, packed, None, shape[1], groups)[0]
     packed = _packed(native, weight, groups, turned=True)
     starts = np.zeros((groups, packed.shape[1] * packed.shape[4]), np.float32)
     out = np.empty((shape[0], *shape[2:], shape[1]), np.float32)
@@ -225,7 +226,7 @@ def _(native, g, weight, *, shape, stride, padding, dilation, groups):
         native.conv_gather(source, packed, starts, out, None, about, False, True, start, stop)
 
     threads.split(shape[0], work, g.size * prod(weight.shape[1:]))
-    return np.moveaxis(out, -1, 1)
+    return _channels_first(out)
 
 
 @conv_input_grad.vjp
@@ -278,7 +279,7 @@ def _(native, x, g, *, shape, stride, padding, dilation, groups):
     elements = g.size * prod(shape[1:])
     if not x.shape[0]:
         return np.zeros(shape, np.float32)
-    if _is_winograd(native, shape[1], outputs, tuple(kernel), g.shape[2:], stride, dilation, groups):
+    if _is_winograd(shape[1], outputs, tuple(kernel), g.shape[2:], stride, dilation, groups):
         winograd, source = library("winograd"), _images(x)
 
         def add(start: int, stop: int) -> Any:
@@ -301,9 +302,8 @@ def _(native, x, g, *, shape, stride, padding, dilation, groups):
             return sums
 
         total = _total(add, x.shape[0], elements)
-    total = total[..., : outputs // groups].reshape(groups, *kernel, channels, outputs // groups)
-    grad = np.moveaxis(np.moveaxis(total, -1, 1), -1, 2)  # (groups, O / groups, C / groups, *kernel)
-    return grad[0] if groups == 1 else grad.reshape(shape)
+    total = total[..., : outputs // groups].transpose(1, 2, 0, 3).reshape(*kernel, channels, outputs)
+    return total.transpose(total.ndim - 1, total.ndim - 2, *range(len(kernel)))  # which lies as a layer's weight does
 
 
 @conv_weight_grad.vjp
@@ -425,6 +425,33 @@ def _total(add: Callable[[int, int], Any], n: int, elements: int) -> Any:
     return total
 
 
+class _Plan(NamedTuple):
+    """How a convolution is computed, which depends on shapes alone."""
+
+    algorithm: str  # "winograd", "gather" or "forward", after the kernels of these names
+    final: Ints  # spatial size of the result
+    geometry: np.ndarray
+    ranges: int  # of what is divided among threads: images or tiles
+    work: int  # multiplications
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    x: Ints, outputs: int, kernel: Ints, stride: Ints, padding: Pairs, dilation: Ints, groups: int, pooled: bool
+) -> _Plan:
+    """The plan for an input of shape x."""
+    n, channels, *spatial = x
+    out = tuple(map(output_size, spatial, kernel, stride, padding, dilation))
+    final = tuple(size // 2 for size in out) if pooled else out
+    if min(final) < 1:
+        raise ShapeError(f"conv: a result of shape {(n, outputs, *out)} is too small to be pooled by (2, 2)")
+    geometry = _geometry(x[1:], (outputs, *out), kernel, stride, padding, dilation, groups)
+    work = n * outputs * prod(out) * prod(kernel) * (channels // groups)
+    if n * prod(out) >= 256 and _is_winograd(channels, outputs, kernel, out, stride, dilation, groups):
+        return _Plan("winograd", final, geometry, n * library("winograd").winograd_tiles(geometry, pooled), work)
+    return _Plan("gather" if _is_small(x, out) else "forward", final, geometry, n, work)
+
+
 def _forward(
     native: Any, x: Any, weight: Any, bias: Any, relu: bool, pooled: bool, stride: Ints, padding: Pairs, dilation: Ints,
     groups: int,
@@ -434,67 +461,60 @@ def _forward(
     outputs = weight.shape[0]
     if bias is not None and bias.shape != (outputs,):
         raise ShapeError(f"conv: expected a bias of shape {(outputs,)}, got {tuple(bias.shape)}")
-    packed = _packed(native, weight, groups)
-    shape, kernel = (outputs, *_output(x.shape, weight.shape, stride, padding, dilation)), weight.shape[2:]
-    return _convolve(native, x, packed, bias, shape, kernel, stride, padding, dilation, groups, relu, pooled)
+    plan = _plan(x.shape, outputs, weight.shape[2:], stride, padding, dilation, groups, pooled)
+    packed = _packed(native, weight, groups, few=plan.ranges * prod(plan.final) <= 64)
+    return _convolve(native, plan, x, packed, bias, outputs, groups, relu, pooled)
 
 
 def _convolve(
     native: Any,
+    plan: _Plan,
     x: Any,
     packed: Any,
     bias: Any,
-    shape: Ints,
-    kernel: Ints,
-    stride: Ints,
-    padding: Pairs,
-    dilation: Ints,
+    outputs: int,
     groups: int,
     relu: bool = False,
     pooled: bool = False,
 ) -> tuple[Any, Any]:
-    """The convolution of x with packed weights; its result, of `shape` (O, *output), pooled as in `conv_relu_pool` if
-    so wanted; and the offsets, or None."""
-    n, outputs, out = x.shape[0], shape[0], shape[1:]
-    starts = np.zeros((groups, packed.shape[1] * packed.shape[4]), np.float32)
-    if bias is not None:
+    """The convolution of x with packed weights, pooled as in `conv_relu_pool` if so wanted; and the offsets, or
+    None."""
+    starts, lanes = bias, packed.shape[1] * packed.shape[4]
+    if bias is None:
+        starts = np.zeros(groups * lanes, np.float32)
+    elif groups * lanes != outputs or not bias.flags.c_contiguous:
+        starts = np.zeros((groups, lanes), np.float32)
         starts[:, : outputs // groups] = bias.reshape(groups, -1)
-    about = _geometry(x.shape[1:], shape, kernel, stride, padding, dilation, groups)
-    final = tuple(size // 2 for size in out) if pooled else out
-    if min(final) < 1:
-        raise ShapeError(f"conv: a result of shape {(n, *shape)} is too small to be pooled by (2, 2)")
-    y = np.empty((n, *final, outputs), np.float32)
+    y = np.empty((x.shape[0], *plan.final, outputs), np.float32)
     offsets = np.empty(y.shape, np.uint8) if pooled else None
-    elements = n * prod(shape) * packed.shape[2] * packed.shape[3]
-    if _is_winograd(native, x.shape[1], outputs, kernel, out, stride, dilation, groups):
+    geometry = plan.geometry
+    if plan.algorithm == "winograd":
         winograd, source = library("winograd"), _images(x)
         transformed = np.empty((16, packed.shape[1], *packed.shape[3:]), np.float32)
         winograd.winograd_weights(packed, transformed)
 
         def work(start: int, stop: int) -> None:
-            winograd.winograd_forward(source, transformed, starts, y, offsets, about, relu, start, stop)
-
-        n *= winograd.winograd_tiles(about, pooled)
-    elif _is_small(x.shape, out):
+            winograd.winograd_forward(source, transformed, starts, y, offsets, geometry, relu, start, stop)
+    elif plan.algorithm == "gather":
         source = _channels_last(x)
 
         def work(start: int, stop: int) -> None:
-            native.conv_gather(source, packed, starts, y, offsets, about, relu, False, start, stop)
+            native.conv_gather(source, packed, starts, y, offsets, geometry, relu, False, start, stop)
     else:
         source = _images(x)
 
         def work(start: int, stop: int) -> None:
-            native.conv_forward(source, packed, starts, y, offsets, about, relu, start, stop)
+            native.conv_forward(source, packed, starts, y, offsets, geometry, relu, start, stop)
 
-    threads.split(n, work, elements)
-    return np.moveaxis(y, -1, 1), None if offsets is None else np.moveaxis(offsets, -1, 1)
+    threads.split(plan.ranges, work, plan.work)
+    return _channels_first(y), None if offsets is None else _channels_first(offsets)
 
 
 def _is_winograd(
-    native: Any, channels: int, outputs: int, kernel: Ints, out: Ints, stride: Ints, dilation: Ints, groups: int
+    channels: int, outputs: int, kernel: Ints, out: Ints, stride: Ints, dilation: Ints, groups: int
 ) -> bool:
     """Whether to compute by the algorithm of kernels/cpu/winograd.cpp."""
-    width = native.conv_lanes(1)
+    width = library("conv").conv_lanes(1)
     return (
         kernel == (3, 3)
         and stride == dilation == (1, 1)
@@ -511,14 +531,24 @@ def _is_small(x: Ints, out: Ints) -> bool:
     return x[0] >= 6 and prod(out) <= 64
 
 
-def _packed(native: Any, weight: Any, groups: int, turned: bool = False, flip: bool = False) -> Any:
-    """The weight (O, C / groups, *kernel) as kernels/cpu/conv.cpp wants it."""
-    outs, ins = weight.shape[0] // groups, weight.shape[1]
+def _packed(native: Any, weight: Any, groups: int, turned: bool = False, flip: bool = False, few: bool = False) -> Any:
+    """The weight (O, C / groups, *kernel) as kernels/cpu/conv.h wants it.
+
+    few: for few pixels, so that a copy would cost more than rows that are far apart do.
+    """
+    weight = _images(weight)
+    (outs, ins), taps = weight.shape[:2], weight.shape[2] * weight.shape[3]
+    outs //= groups
     if turned:
         outs, ins = ins, outs
     lanes = native.conv_lanes(outs)
-    packed = np.empty((groups, -(-outs // lanes), prod(weight.shape[2:]), ins, lanes), np.float32)
-    native.conv_pack(weight if weight.ndim == 4 else weight[:, :, None], packed, groups, turned, flip)
+    blocks = -(-outs // lanes)
+    if not turned and blocks * lanes == outs and (few or blocks == groups == 1):
+        last = weight.transpose(2, 3, 1, 0)
+        if last.flags.c_contiguous:
+            return last.reshape(taps, ins, groups, blocks, lanes).transpose(2, 3, 0, 1, 4)
+    packed = np.empty((groups, blocks, taps, ins, lanes), np.float32)
+    native.conv_pack(weight, packed, groups, turned, flip)
     return packed
 
 
@@ -529,7 +559,12 @@ def _images(x: Any) -> Any:
 
 def _channels_last(x: Any) -> Any:
     """x (N, C, *spatial) as a dense array (N, *spatial, C)."""
-    return np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    return np.ascontiguousarray(x.transpose(0, *range(2, x.ndim), 1))
+
+
+def _channels_first(x: Any) -> Any:
+    """x (N, *spatial, C) seen as (N, C, *spatial)."""
+    return x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))
 
 
 @lru_cache(maxsize=1024)

@@ -32,16 +32,17 @@ long* window_starts(const Geometry& g) {
 }
 
 // The segments of a window in a padded image, for the input channels [first, last) of a group.
-// packed: the weights of a block of output channels, (taps, channels of the group, lanes).
-int padded_segments(Segment* segments, const Geometry& g, const float* packed, long lanes, long first, long last) {
+// weights: of a block of output channels; tap, row: how far apart those of taps and of input channels are.
+int padded_segments(Segment* segments, const Geometry& g, const float* weights, long tap, long row_of_weights, long first,
+                    long last) {
     long channels = g.in_group(), row = g.padded_width() * g.channels;
     bool joined = g.groups == 1 && g.dilation_width == 1 && last - first == channels;  // a window's row is adjacent
     int count = 0;
     for (long kh = 0; kh < g.kernel_height; kh++)
         for (long kw = 0; kw < (joined ? 1 : g.kernel_width); kw++) {
             long offset = kh * g.dilation_height * row + kw * g.dilation_width * g.channels + first;
-            const float* weights = packed + ((kh * g.kernel_width + kw) * channels + first) * lanes;
-            segments[count++] = {offset, joined ? g.kernel_width * channels : last - first, weights};
+            const float* own = weights + (kh * g.kernel_width + kw) * tap + first * row_of_weights;
+            segments[count++] = {offset, joined ? g.kernel_width * channels : last - first, own};
         }
     return count;
 }
@@ -115,7 +116,8 @@ KERNEL void conv_pack(const Array* weight, const Array* packed, long groups, int
 // bias: (groups, blocks, lanes) as packed's, always given. shape: a Geometry.
 KERNEL void conv_forward(const Array* x, const Array* packed, const Array* bias, const Array* y, const Array* offsets, const Array* shape, int relu, long start, long stop) {
     const Geometry& g = geometry_of(shape);
-    long lanes = packed->shape[4], blocks = packed->shape[1], channels = g.in_group();
+    Weights weights = {packed};
+    long lanes = weights.lanes(), blocks = weights.blocks(), channels = g.in_group();
     int vectors = lanes / WIDTH;
     long pixels = g.out_height * g.out_width, step = channel_block(channels, g.taps(), lanes);
     const long* from = window_starts(g);
@@ -130,13 +132,14 @@ KERNEL void conv_forward(const Array* x, const Array* packed, const Array* bias,
         float* whole = pooled ? apart : y->floats() + n * pixels * g.outputs;
         for (long group = 0; group < g.groups; group++)
             for (long block = 0; block < blocks; block++) {
-                const float* weights = packed->floats() + (group * blocks + block) * g.taps() * channels * lanes;
+                const float* own = weights.block(group, block);
                 float* output = whole + group * g.out_group() + block * lanes;
                 for (long c = 0; c < channels; c += step) {
                     long last = std::min(c + step, channels);
-                    int count = padded_segments(segments, g, weights, lanes, c, last);
+                    int count = padded_segments(segments, g, own, weights.tap(), weights.row(), c, last);
                     const float* first = c ? nullptr : bias->floats() + (group * blocks + block) * lanes;
-                    Target target = {first, relu && last == channels, std::min(lanes, g.out_group() - block * lanes)};
+                    Target target = {first, relu && last == channels, std::min(lanes, g.out_group() - block * lanes),
+                                     weights.row()};
                     tiles(vectors, image + group * channels, from, output, to, pixels, segments, count, target);
                 }
             }
@@ -170,7 +173,8 @@ struct Axis {
 // this is the gradient with respect to its input; packed is turned then, but not flipped.
 KERNEL void conv_gather(const Array* x, const Array* packed, const Array* bias, const Array* y, const Array* offsets, const Array* shape, int relu, int transposed, long start, long stop) {
     const Geometry& g = geometry_of(shape);
-    long lanes = packed->shape[4], blocks = packed->shape[1];
+    Weights weights = {packed};
+    long lanes = weights.lanes(), blocks = weights.blocks();
     int vectors = lanes / WIDTH;
     long height = transposed ? g.out_height : g.height, width = transposed ? g.out_width : g.width;
     long to_height = transposed ? g.height : g.out_height, to_width = transposed ? g.width : g.out_width;
@@ -196,11 +200,11 @@ KERNEL void conv_gather(const Array* x, const Array* packed, const Array* bias, 
             for (long block = 0; block < blocks; block++)
                 for (long c = 0; c < ins; c += step) {
                     long last = std::min(c + step, ins);
-                    const float* weights = packed->floats() + (group * blocks + block) * g.taps() * ins * lanes;
+                    const float* own = weights.block(group, block) + c * weights.row();
                     const float* input = x->floats() + n * height * width * all_in + group * ins;
                     float* output = whole + group * outs + block * lanes;
                     const float* first = c ? nullptr : bias->floats() + (group * blocks + block) * lanes;
-                    Target target = {first, relu && last == ins, std::min(lanes, outs - block * lanes)};
+                    Target target = {first, relu && last == ins, std::min(lanes, outs - block * lanes), weights.row()};
                     for (long h = 0; h < to_height; h++)
                         for (long w = 0; w < to_width; w++) {
                             int count = 0;
@@ -211,7 +215,7 @@ KERNEL void conv_gather(const Array* x, const Array* packed, const Array* bias, 
                                     if (column < 0) continue;
                                     long tap = kh * g.kernel_width + kw;
                                     segments[count++] = {(row * width + column) * all_in + c, last - c,
-                                                         weights + (tap * ins + c) * lanes};
+                                                         own + tap * weights.tap()};
                                 }
                             }
                             tiles(vectors, input, from, output + (h * to_width + w) * all_out, to, images, segments,
@@ -280,7 +284,7 @@ KERNEL void conv_weight_sums(const Array* x, const Array* gradient, const Array*
     const long* starts = window_starts(g);
     for (long n = start; n < stop; n++) {
         const float* image = padded_image(x, n, g, g.padded_height(), g.padded_width());
-        int count = padded_segments(segments, g, nullptr, 1, 0, ins);
+        int count = padded_segments(segments, g, nullptr, 0, 0, 0, ins);
         for (long p = 0; p < pixels; p += PLACES) {
             long places = std::min(PLACES, pixels - p);
             for (long i = 0; i < places; i++) {

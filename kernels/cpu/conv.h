@@ -36,6 +36,22 @@ int vectors_for(long outputs) {
 // How many pixels long: as many as there are registers for.
 constexpr int pixels_for(int vectors) { return WIDTH == 16 ? (vectors == 4 ? 6 : 12) : vectors == 4 ? 3 : vectors == 2 ? 6 : 12; }
 
+// Weights (groups, blocks, taps, I, lanes) as gpunet/ops/conv.py hands them over: copied to lie so, or a view of weights
+// that lie (taps, I, O), in which the rows of a block are further apart than they are long.
+struct Weights {
+    const Array* array;
+
+    long blocks() const { return array->shape[1]; }
+    long taps() const { return array->shape[2]; }
+    long channels() const { return array->shape[3]; }
+    long lanes() const { return array->shape[4]; }
+    long row() const { return array->strides[3] / long(sizeof(float)); }  // from one input channel to the next
+    long tap() const { return array->strides[2] / long(sizeof(float)); }
+    const float* block(long group, long i) const {
+        return reinterpret_cast<const float*>(array->bytes + group * array->strides[0] + i * array->strides[1]);
+    }
+};
+
 // Adjacent inputs of a window, from `offset` on behind the window's pixel, and their weights.
 struct Segment {
     long offset, length;
@@ -46,6 +62,7 @@ struct Target {
     const float* start;  // what the sums start from: a bias, or nullptr for what the output holds already
     bool relu;
     long lanes;  // how many of the tile's output channels there are
+    long row;    // from one row of weights to the next
 };
 
 template <int P, int V>
@@ -69,7 +86,7 @@ void tile(const float* const* pixels, const Segment* segments, int count, float*
         const float* inputs[P];
         for (int p = 0; p < P; p++) inputs[p] = pixels[p] + segments[s].offset;
         const float* weights = segments[s].weights;
-        for (long k = 0; k < segments[s].length; k++, weights += BLOCK) {
+        for (long k = 0; k < segments[s].length; k++, weights += target.row) {
             Vector row[V];
             for (int v = 0; v < V; v++) row[v] = load(weights + v * WIDTH);
 #pragma GCC unroll 12

@@ -101,31 +101,33 @@ long tiles_at_a_time(long numbers) {
 // How many tiles an image of the result has.
 KERNEL long winograd_tiles(const Array* shape, int pooled) { return Tiles(geometry_of(shape), pooled).each(); }
 
-// transformed (16, blocks, C, lanes): G w G' of packed (blocks, 9, C, lanes), which conv_pack makes.
+// transformed (16, blocks, C, lanes): G w G' of packed (1, blocks, 9, C, lanes), of which conv.h tells.
 KERNEL void winograd_weights(const Array* packed, const Array* transformed) {
-    long blocks = packed->shape[1], channels = packed->shape[3], lanes = packed->shape[4];
+    Weights weights = {packed};
+    long blocks = weights.blocks(), channels = weights.channels(), lanes = weights.lanes();
     long apart = blocks * channels * lanes;
+    float* to = transformed->floats();
     for (long block = 0; block < blocks; block++)
-        for (long i = 0; i < channels * lanes; i += WIDTH) {
-            const float* w = packed->floats() + block * 9 * channels * lanes + i;
-            float* to = transformed->floats() + block * channels * lanes + i;
-            Vector t[4][3];
-            for (int c = 0; c < 3; c++) {
-                Vector a = load(w + c * channels * lanes), b = load(w + (3 + c) * channels * lanes),
-                       d = load(w + (6 + c) * channels * lanes);
-                t[0][c] = a;
-                t[1][c] = 0.5f * (a + d + b);
-                t[2][c] = 0.5f * (a + d - b);
-                t[3][c] = d;
+        for (long channel = 0; channel < channels; channel++)
+            for (long i = 0; i < lanes; i += WIDTH, to += WIDTH) {
+                const float* w = weights.block(0, block) + channel * weights.row() + i;
+                Vector t[4][3];
+                for (int c = 0; c < 3; c++) {
+                    Vector a = load(w + c * weights.tap()), b = load(w + (3 + c) * weights.tap()),
+                           d = load(w + (6 + c) * weights.tap());
+                    t[0][c] = a;
+                    t[1][c] = 0.5f * (a + d + b);
+                    t[2][c] = 0.5f * (a + d - b);
+                    t[3][c] = d;
+                }
+                for (int r = 0; r < 4; r++) {
+                    Vector a = t[r][0], b = t[r][1], d = t[r][2];
+                    store(to + 4 * r * apart, a);
+                    store(to + (4 * r + 1) * apart, 0.5f * (a + d + b));
+                    store(to + (4 * r + 2) * apart, 0.5f * (a + d - b));
+                    store(to + (4 * r + 3) * apart, d);
+                }
             }
-            for (int r = 0; r < 4; r++) {
-                Vector a = t[r][0], b = t[r][1], d = t[r][2];
-                store(to + 4 * r * apart, a);
-                store(to + (4 * r + 1) * apart, 0.5f * (a + d + b));
-                store(to + (4 * r + 2) * apart, 0.5f * (a + d - b));
-                store(to + (4 * r + 3) * apart, d);
-            }
-        }
 }
 
 // The tiles [start, stop) of y (N, OH, OW, O), or, given offsets (N, OH / 2, OW / 2, O), of y pooled by maxima of 2x2.
@@ -157,7 +159,7 @@ KERNEL void winograd_forward(const Array* x, const Array* transformed, const Arr
             for (long block = 0; block < blocks; block++) {
                 Segment segment = {0, channels, transformed->floats() + (k * blocks + block) * channels * lanes};
                 tiles(lanes / WIDTH, inputs + k * most * channels, from, sums + k * most * outs + block * lanes, to,
-                      count, &segment, 1, {zeros, false, lanes});
+                      count, &segment, 1, {zeros, false, lanes, lanes});
             }
         for (long i = 0; i < count; i++) {
             long tile = first + i, n = tile / tiles_of.each(), h = tile % tiles_of.each() / tiles_of.wide;
