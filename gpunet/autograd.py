@@ -43,6 +43,7 @@ class _Mode(threading.local):
 
 
 _mode = _Mode()
+_blocks: list[None] = []  # an entry for each block, of any thread, in which recording may be off: `_mode` takes time
 
 
 class set_grad_enabled(ContextDecorator):
@@ -54,11 +55,13 @@ class set_grad_enabled(ContextDecorator):
         self._enabled = enabled
 
     def __enter__(self) -> None:
+        _blocks.append(None)
         _mode.before.append(_mode.enabled)
         _mode.enabled = self._enabled
 
     def __exit__(self, *exc: object) -> None:
         _mode.enabled = _mode.before.pop()
+        _blocks.pop()
 
 
 class no_grad(set_grad_enabled):
@@ -212,12 +215,47 @@ def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
     out = _new(Tensor)
     out.data = y
     out._memory = None
-    if tracked and _mode.enabled and op.derivative is not None and y.dtype.kind == "f":
+    if tracked and op.derivative is not None and (not _blocks or _mode.enabled) and y.dtype.kind == "f":
         out._node = _node(op, args, params, y)
     else:
         out._node = None
     if op.view and (y.base is not None or y is raw[0]):  # else it is a copy, as of x[[0, 1]]
         out._is_view_of(args[0])
+    return out
+
+
+def record_one(op: Op, x: Tensor) -> Any:
+    """`record` of an op of one array without parameters, unrolled."""
+    data = x.data
+    kind = type(data)
+    if op.view:
+        return record(op, (x,), {})
+    try:
+        y = op.implementations[kind](data)
+    except Exception:
+        return record(op, (x,), {})  # which prepares what was not there yet, or fails again and explains why
+    if type(y) is not kind:
+        if type(y) is tuple:
+            return _wrap_several(op, (x,), {}, y, x._node is not None)
+        y = backend_of_type(type(y)).array_from(y)
+    out = _new(Tensor)
+    out.data = y
+    out._memory = None
+    before = x._node
+    if before is None or op.derivative is None or (_blocks and not _mode.enabled) or y.dtype.kind != "f":
+        out._node = None
+        return out
+    out._node = node = _new(Node)
+    node.inputs = inputs = (before,)
+    node.saved = (x,) if op.keeps_all else inputs
+    node.op = op
+    node.shape = y.shape
+    node.dtype = y.dtype
+    node.params = _NONE
+    node.output = y if op.keeps_output else None
+    node.memory = node.grad = None
+    node.retains_grad = False
+    node.made = _clock()
     return out
 
 
@@ -245,7 +283,7 @@ def _operator(op: Op) -> Callable[[Tensor, Any], Any]:
         out.data = y
         out._memory = None
         first, second = a._node, b._node
-        if (first is None and second is None) or not _mode.enabled or y.dtype.kind != "f":
+        if (first is None and second is None) or (_blocks and not _mode.enabled) or y.dtype.kind != "f":
             out._node = None
             return out
         out._node = node = _new(kind_of_node)
@@ -416,6 +454,7 @@ _last_written = 0  # the time of the latest write to any Tensor: nodes made afte
 
 
 Op.record = staticmethod(record)
+Op.record_one = staticmethod(record_one)
 
 
 def _mixed(op: Op, args: tuple[Any, ...]) -> Exception:
@@ -534,16 +573,12 @@ def _run(
         wanted = _leading_to(order, targets)
         keep = partial(_collect, targets=targets, results=results, owned=owned)
 
-    data, before = roots[0].data, _mode.enabled
+    data = roots[0].data
     backend = backend_of_type(type(data))
-    _mode.enabled = create_graph
-    try:
-        with backend.on(backend.device_of(data)):
-            _flow(order, pending, wanted, keep, create_graph, retain_graph)
-            for leaf, g in pending.items():
-                keep(leaf, g)
-    finally:
-        _mode.enabled = before
+    with set_grad_enabled(create_graph), backend.on(backend.device_of(data)):
+        _flow(order, pending, wanted, keep, create_graph, retain_graph)
+        for leaf, g in pending.items():
+            keep(leaf, g)
     return [] if targets is None else [results.get(n) for n in targets]
 
 
@@ -559,7 +594,11 @@ def _seed(tensor: Tensor, gradient: Any, create_graph: bool) -> Any:
                 f"only a scalar can be differentiated without a gradient, and this tensor has shape {tensor.shape}; "
                 "reduce it first (loss.mean()), or pass backward(gradient) of the same shape"
             )
-        seed = tensor._backend().xp.ones_like(tensor.data)
+        if type(tensor.data) is np.ndarray:
+            seed = np.empty(tensor.data.shape, tensor.data.dtype)
+            seed.fill(1)
+        else:
+            seed = tensor._backend().xp.ones_like(tensor.data)
         return Tensor._wrap(seed) if create_graph else seed
     if not isinstance(gradient, Tensor):
         gradient = Tensor._wrap(tensor._backend().xp.asarray(gradient, dtype=tensor.dtype))
@@ -641,16 +680,24 @@ def _flow(
             kind = type(g)
             xp = backend_of_type(kind).xp
         whole = True  # whether what is found has the shape and dtype of the node, so that they need not be asked for
+        arguments: tuple[Any, ...] = ()
         if op.passes_on:
             found: Any = (g, g)
-        elif type(node) is Pair and op.derivatives is not None and node.made > _last_written and not create_graph:
-            left, right = op.derivatives
-            (first, second), (a, b) = inputs, node.saved  # type: ignore[misc]
-            found = (
-                None if first is None else left(xp, g, node.output, a.data, b.data),
-                None if second is None else right(xp, g, node.output, a.data, b.data),
-            )
-            a = b = None
+        elif op.derivatives is not None:
+            found = op.derivatives
+            if type(node) is Pair and node.made > _last_written and not create_graph:
+                a, b = node.saved  # type: ignore[misc]
+                arguments = (xp, g, node.output, a.data, b.data)
+                a = b = None
+            else:
+                whole = False
+                y = node.output
+                if y is None:
+                    y = node
+                elif create_graph or node.memory is not None:
+                    y = _output(node, create_graph)
+                arguments = (xp, g, y, *(node.saved if op.keeps_none else _values(node, create_graph)))  # type: ignore[misc]
+                y = None
         else:
             whole = False
             found = _differentiate(node, xp, g, create_graph)
@@ -658,7 +705,7 @@ def _flow(
             if parent is None or gi is None or (wanted is not None and parent not in wanted):
                 continue
             if type(gi) is FunctionType:
-                gi = gi()
+                gi = gi(*arguments)
             same = node if whole or gi is g else gi
             if same.shape != parent.shape:
                 gi = _unbroadcast(gi, parent.shape, op)
@@ -676,7 +723,9 @@ def _flow(
                     summed.add(parent)
         if not retain_graph:
             node.inputs = node.saved = node.output = None
-        g = gi = same = before = found = None  # else they would live until the next node's gradients are there
+        # Else they would live until the next node's gradients are there.
+        g = gi = same = before = found = None
+        arguments = ()
 
 
 def _differentiate(node: Node, xp: Any, g: Any, create_graph: bool) -> tuple[Any, ...]:

@@ -52,7 +52,7 @@ def _declare(reference: Any, name: str, formula: str, vjp: Callable[..., Any] | 
     reference.__doc__ = f"{formula}, element by element."
     declared = Op(reference, **flags)
     if vjp is not None:
-        declared.vjp(vjp)
+        (declared.vjps if declared.arity == 1 else declared.vjp)(vjp)
     return declared
 
 
@@ -250,36 +250,79 @@ def _slope(gradient: Op, xp: Any, g: Any, *values: Any, **params: Any) -> Any:
     return gradient.reference(xp, g, *values, **params) if isinstance(g, Traced) else gradient(g, *values, **params)
 
 
-def _one_pass(op: Op, choose: Callable[..., Callable[..., None]], least: int = 0, share: int = 2) -> None:
+def _slope_at(gradient: Op, result: bool) -> Callable[..., Any]:
+    """`_slope` at the result, or else at the input, for `Op.vjps`."""
+    implementations = gradient.implementations
+
+    def at_result(xp: Any, g: Any, y: Any, _x: Any) -> Any:
+        run = implementations.get(type(g))
+        return run(g, y) if run is not None else _slope(gradient, xp, g, y)
+
+    def at_input(xp: Any, g: Any, _y: Any, x: Any) -> Any:
+        run = implementations.get(type(g))
+        return run(g, x) if run is not None else _slope(gradient, xp, g, x)
+
+    return at_result if result else at_input
+
+
+def _one_pass(
+    op: Op,
+    choose: Callable[..., Callable[..., None]],
+    least: int = 0,
+    share: int = 2,
+    otherwise: Callable[[Any], Any] | None = None,
+) -> None:
     """Let `op` run on the CPU as a function of kernels/cpu/elementwise.cpp that its parameters choose.
 
     Args:
         op: of one array x, or of a gradient and an array of one shape.
         choose: called with the library and the op's parameters, gives a function of the arrays, the result and a range
             of their elements.
-        least: below so many elements NumPy is quicker.
+        least: below so many elements of x NumPy is quicker.
         share: of how many elements the kernel makes a result while NumPy adds one; see `threads.split`.
+        otherwise: called with fewer than `least` elements; None: that is the reference.
     """
 
     if op.arity == 1:
 
-        @op.kernel("elementwise", platform="cpu", when=lambda x, **_: x.size >= least and x.dtype == float32)
+        @op.kernel("elementwise", platform="cpu")
         def run(native: Any, x: Any, **params: Any) -> Any:
+            size = x.size
+            if x.dtype != float32:
+                return NotImplemented
+            if size < least:
+                return NotImplemented if otherwise is None else otherwise(x)
             y = np.empty_like(x)  # without gaps; its axes lie in memory in the same order
-            threads.split(x.size, partial(choose(native, **params), _lying_as(y, x), y), x.size // share)
+            if x.strides != y.strides:
+                x = _lying_as(y, x)
+            function = choose(native, **params)
+            if size < _LITTLE:
+                function(x, y, 0, size)
+            else:
+                threads.split(size, partial(function, x, y), size // share)
             return y
 
         return
 
-    def fits(g: Any, x: Any, **_: Any) -> bool:
-        return x.size >= least and x.dtype == float32 and g.dtype == float32 and g.shape == x.shape
-
-    @op.kernel("elementwise", platform="cpu", when=fits)
+    @op.kernel("elementwise", platform="cpu")
     def run_on_two(native: Any, g: Any, x: Any, **params: Any) -> Any:
+        size = x.size
+        if x.dtype != float32 or g.dtype != float32 or g.shape != x.shape:
+            return NotImplemented
         y = np.empty_like(x)
-        work = partial(choose(native, **params), _lying_as(y, g), _lying_as(y, x), y)
-        threads.split(x.size, work, x.size // share)
+        if g.strides != y.strides:
+            g = _lying_as(y, g)
+        if x.strides != y.strides:
+            x = _lying_as(y, x)
+        function = choose(native, **params)
+        if size < _LITTLE:
+            function(g, x, y, 0, size)
+        else:
+            threads.split(size, partial(function, g, x, y), size // share)
         return y
+
+
+_LITTLE = 10_000  # elements that are certainly not worth dividing among threads
 
 
 def _lying_as(y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -307,19 +350,16 @@ def relu(xp, x):
     return xp.maximum(x, xp.zeros((), dtype=x.dtype))
 
 
-@relu.vjp
-def _(xp, g, y, _x):
-    return _slope(relu_grad, xp, g, y)
-
-
 @op
 def relu_grad(xp, g, y):
     """The gradient of `relu` with the result y."""
     return g * (y > 0)
 
 
-_one_pass(relu, lambda native: native.relu, least=2000, share=4)
-_one_pass(relu_grad, lambda native: native.relu_grad, least=2000, share=3)
+relu.vjps(_slope_at(relu_grad, result=True))
+_ZERO = np.zeros((), float32)
+_one_pass(relu, lambda native: native.relu, least=2000, share=4, otherwise=lambda x: np.maximum(x, _ZERO))
+_one_pass(relu_grad, lambda native: native.relu_grad, share=3)
 
 
 @op

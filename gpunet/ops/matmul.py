@@ -125,20 +125,34 @@ def launch_linear(launcher: Any, x: Any, weight: Any, bias: Any, **epilogue: Any
     return y if y is NotImplemented or x.ndim > 1 else y[0]
 
 
-@linear.vjp
-def _(xp, g, _y, x, weight, _bias):
-    # On NumPy's arrays, what the ops would come to, without the way there.
-    product, total = (xp.matmul, xp.sum) if type(g) is np.ndarray and g.dtype.char in "fd" else (matmul, sum)
+def _rows(a: Any) -> Any:
+    """As a matrix, whose rows are what lies along the last axis."""
+    return a if a.ndim == 2 else reshape(a, shape=(-1, a.shape[-1]))
 
-    def rows(a: Any) -> Any:
-        return a if a.ndim == 2 else reshape(a, shape=(-1, a.shape[-1]))
 
-    def weight_gradient() -> Any:
-        if not isinstance(weight, Traced) and weight.flags.f_contiguous:
-            return product(rows(x).T, rows(g)).T  # in memory as the weight is, so that it need not be copied later
-        return product(rows(g).T, rows(x))
+def _input_gradient(xp: Any, g: Any, _y: Any, _x: Any, weight: Any, _bias: Any) -> Any:
+    return xp.matmul(g, weight) if _is_plain(g) else matmul(g, weight)
 
-    return (lambda: product(g, weight)), weight_gradient, (lambda: total(rows(g), axis=0))
+
+def _weight_gradient(xp: Any, g: Any, _y: Any, x: Any, weight: Any, _bias: Any) -> Any:
+    product = xp.matmul if _is_plain(g) else matmul
+    x, g = _rows(x), _rows(g)
+    if not isinstance(weight, Traced) and weight.flags.f_contiguous:
+        return product(x.T, g).T  # in memory as the weight is, so that it need not be copied later
+    return product(g.T, x)
+
+
+def _bias_gradient(xp: Any, g: Any, _y: Any, _x: Any, _weight: Any, _bias: Any) -> Any:
+    g = _rows(g)
+    return xp.sum(g, 0) if _is_plain(g) else sum(g, axis=0)
+
+
+def _is_plain(g: Any) -> bool:
+    """Whether NumPy's functions do what the ops would come to, without the way there."""
+    return type(g) is np.ndarray and g.dtype.char in "fd"
+
+
+linear.vjps(_input_gradient, _weight_gradient, _bias_gradient)
 
 
 def vecdot(a: Any, b: Any, /, *, axis: int = -1) -> Any:

@@ -54,6 +54,7 @@ class _Mode(threading.local):
 
 
 _mode = _Mode()
+_blocks: list[None] = []  # an entry for each `kernels` block that any thread is in: asking `_mode` takes time
 
 
 @contextmanager
@@ -67,9 +68,11 @@ def kernels(mode: str) -> Iterator[None]:
     if mode not in ("off", "auto", "force"):
         raise ValueError(f'kernels: expected "off", "auto" or "force", got {mode!r}')
     before, _mode.kernels = _mode.kernels, mode
+    _blocks.append(None)
     try:
         yield
     finally:
+        _blocks.pop()
         _mode.kernels = before
 
 
@@ -83,6 +86,7 @@ class Op:
 
     # Set by gpunet.autograd, which stands on the floor above: running an op on Tensors, recorded, and the way back.
     record: Callable[[Op, tuple[Any, ...], dict[str, Any]], Any]
+    record_one: Callable[[Op, Any], Any]
     backward: Callable[..., None]
 
     def __init__(
@@ -119,6 +123,8 @@ class Op:
     def __call__(self, *args: Any, **params: Any) -> Any:
         if len(args) != self.arity and not self.variadic:
             args, params = self._bind(args, params)
+        if len(args) == 1 and not params and isinstance(args[0], Traced):
+            return Op.record_one(self, args[0])
         run = None
         for a in args:
             if isinstance(a, Traced):
@@ -140,7 +146,7 @@ class Op:
         """What runs this op on raw arrays of class `kind`."""
         run = self.implementations.get(kind)
         if run is None:
-            run = self.implementations[kind] = self._implement(backend_of_type(kind))
+            run = self.implementations[kind] = self._implement(kind, backend_of_type(kind))
         return run
 
     def vjp(self, derivative: Callable[..., Any]) -> Callable[..., Any]:
@@ -174,7 +180,8 @@ class Op:
         def derivative(xp: Any, g: Any, y: Any, *inputs: Any) -> tuple[Any, ...]:
             return tuple((lambda d=d: d(xp, g, y, *inputs)) for d in derivatives)
 
-        self.derivative, self.derivatives = derivative, derivatives
+        self.derivative = derivative if len(derivatives) > 1 else derivatives[0]
+        self.derivatives = derivatives
         self.passes_on = all(d is pass_on for d in derivatives)
         self._keep(keeps)
 
@@ -211,29 +218,38 @@ class Op:
                 raise DTypeError(f"{self.name}: cannot write a result of {result.dtype} to an array of {target.dtype}")
             target[...] = result
 
-    def _implement(self, backend: Backend) -> Callable[..., Any]:
+    def _implement(self, kind: type, backend: Backend) -> Callable[..., Any]:
         reference = getattr(backend.xp, self.name) if self.direct else partial(self.reference, backend.xp)
         reference = backend.implement(reference)
         launcher = backend.launcher
         kernels = [k for k in self.kernels if k.platform == backend.platform]
         if launcher is None or not kernels:
             return reference
-        candidates = []
+        candidates: list[tuple[Any, Any, Any]] = []
         for kernel in kernels:
             functions = launcher(kernel.name)
-            usable = getattr(functions, "usable", _always)
+            usable = getattr(functions, "usable", None)
             candidates.append((kernel.when, usable, backend.implement(partial(kernel.launch, functions))))
+        defaults, count = self.defaults, len(self.param_names)
+        simple = not count and len(candidates) == 1 and candidates[0][0] is None
 
         def dispatch(*args: Any, **params: Any) -> Any:
-            if _mode.kernels != "off":
-                if self.defaults:
-                    params = self.defaults | params
-                for when, usable, launch in candidates:
-                    if (when is None or when(*args, **params)) and usable():
+            mode = _mode.kernels if _blocks else "auto"
+            if mode != "off":
+                if len(params) < count:
+                    params = defaults | params
+                for i, (when, usable, launch) in enumerate(candidates):
+                    if when is None or when(*args, **params):
+                        if usable is not None:
+                            if not usable():
+                                continue
+                            candidates[i] = when, None, launch  # it need not be asked again
+                            if simple:
+                                self.implementations[kind] = _quick(launch, dispatch, reference)
                         y = launch(*args, **params)
                         if y is not NotImplemented:
                             return y
-                if _mode.kernels == "force":
+                if mode == "force":
                     raise DeviceError(f"{self.name}: none of its kernels applies to {describe(args)}, {params}")
             return reference(*args, **params)
 
@@ -260,8 +276,16 @@ def pass_on(_xp: Any, g: Any, _y: Any, _a: Any, _b: Any) -> Any:
     return g
 
 
-def _always() -> bool:
-    return True
+def _quick(launch: Callable[..., Any], dispatch: Callable[..., Any], reference: Callable[..., Any]) -> Any:
+    """What `dispatch` does for an op without parameters whose only kernel candidate decides by itself."""
+
+    def run(*args: Any) -> Any:
+        if _blocks:
+            return dispatch(*args)
+        y = launch(*args)
+        return reference(*args) if y is NotImplemented else y
+
+    return run
 
 
 def _has_default(parameter: inspect.Parameter) -> bool:
