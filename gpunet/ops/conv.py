@@ -213,9 +213,9 @@ def _(native, g, weight, *, shape, stride, padding, dilation, groups):
     _check(shape, weight.shape, stride, padding, dilation, groups)
     around = tuple((d * (k - 1) - p, d * (k - 1) - q) for d, k, (p, q) in zip(dilation, kernel, padding))
     if all(s == 1 for s in stride) and min(map(min, around)) >= 0:  # a convolution of g
-        plan = _plan(g.shape, shape[1], kernel, stride, around, dilation, groups, False)
+        plan = _plan(g.shape, (shape[1], g.shape[1] // groups, *kernel), stride, around, dilation, groups)
         packed = _packed(native, weight, groups, turned=True, flip=True)
-        return _convolve(native, plan, g, packed, None, shape[1], groups)[0]
+        return _convolve(native, plan, g, packed, None, groups)[0]
     packed = _packed(native, weight, groups, turned=True)
     starts = np.zeros((groups, packed.shape[1] * packed.shape[4]), np.float32)
     out = np.empty((shape[0], *shape[2:], shape[1]), np.float32)
@@ -279,7 +279,7 @@ def _(native, x, g, *, shape, stride, padding, dilation, groups):
     elements = g.size * prod(shape[1:])
     if not x.shape[0]:
         return np.zeros(shape, np.float32)
-    if _is_winograd(shape[1], outputs, tuple(kernel), g.shape[2:], stride, dilation, groups):
+    if _is_winograd(shape, g.shape[2:], stride, dilation, groups):
         winograd, source = library("winograd"), _images(x)
 
         def add(start: int, stop: int) -> Any:
@@ -293,7 +293,7 @@ def _(native, x, g, *, shape, stride, padding, dilation, groups):
     else:
         small = _is_small(x.shape, g.shape[2:])
         source = _channels_last(x) if small else _images(x)
-        lanes = native.conv_lanes(outputs // groups)
+        lanes = _lanes(outputs // groups)
         lanes *= -(-(outputs // groups) // lanes)
 
         def add(start: int, stop: int) -> Any:
@@ -429,7 +429,7 @@ class _Plan(NamedTuple):
     """How a convolution is computed, which depends on shapes alone."""
 
     algorithm: str  # "winograd", "gather" or "forward", after the kernels of these names
-    final: Ints  # spatial size of the result
+    final: Ints  # shape of the result in memory: (N, *spatial, O)
     geometry: np.ndarray
     ranges: int  # of what is divided among threads: images or tiles
     work: int  # multiplications
@@ -437,19 +437,20 @@ class _Plan(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _plan(
-    x: Ints, outputs: int, kernel: Ints, stride: Ints, padding: Pairs, dilation: Ints, groups: int, pooled: bool
+    x: Ints, weight: Ints, stride: Ints, padding: Pairs, dilation: Ints, groups: int, pooled: bool = False
 ) -> _Plan:
-    """The plan for an input of shape x."""
-    n, channels, *spatial = x
-    out = tuple(map(output_size, spatial, kernel, stride, padding, dilation))
+    """The plan for an input and a weight of these shapes; errors as of `conv`."""
+    n, outputs, kernel = x[0], weight[0], weight[2:]
+    out = _check(x, weight, stride, padding, dilation, groups)
     final = tuple(size // 2 for size in out) if pooled else out
     if min(final) < 1:
         raise ShapeError(f"conv: a result of shape {(n, outputs, *out)} is too small to be pooled by (2, 2)")
     geometry = _geometry(x[1:], (outputs, *out), kernel, stride, padding, dilation, groups)
-    work = n * outputs * prod(out) * prod(kernel) * (channels // groups)
-    if n * prod(out) >= 256 and _is_winograd(channels, outputs, kernel, out, stride, dilation, groups):
-        return _Plan("winograd", final, geometry, n * library("winograd").winograd_tiles(geometry, pooled), work)
-    return _Plan("gather" if _is_small(x, out) else "forward", final, geometry, n, work)
+    work = n * prod(out) * prod(weight)
+    algorithm, ranges = "gather" if _is_small(x, out) else "forward", n
+    if n * prod(out) >= 256 and _is_winograd(weight, out, stride, dilation, groups):
+        algorithm, ranges = "winograd", n * library("winograd").winograd_tiles(geometry, pooled)
+    return _Plan(algorithm, (n, *final, outputs), geometry, ranges, work)
 
 
 def _forward(
@@ -457,13 +458,11 @@ def _forward(
     groups: int,
 ) -> tuple[Any, Any]:  # fmt: skip
     """`conv`, and what `conv_relu_pool` does with it where `relu` and `pooled` are set; the offsets, or None."""
-    _check(x.shape, weight.shape, stride, padding, dilation, groups)
-    outputs = weight.shape[0]
-    if bias is not None and bias.shape != (outputs,):
-        raise ShapeError(f"conv: expected a bias of shape {(outputs,)}, got {tuple(bias.shape)}")
-    plan = _plan(x.shape, outputs, weight.shape[2:], stride, padding, dilation, groups, pooled)
-    packed = _packed(native, weight, groups, few=plan.ranges * prod(plan.final) <= 64)
-    return _convolve(native, plan, x, packed, bias, outputs, groups, relu, pooled)
+    plan = _plan(x.shape, weight.shape, stride, padding, dilation, groups, pooled)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ShapeError(f"conv: expected a bias of shape {weight.shape[:1]}, got {tuple(bias.shape)}")
+    packed = _packed(native, weight, groups, few=x.shape[0] == 1 and plan.work <= 64 * weight.size)
+    return _convolve(native, plan, x, packed, bias, groups, relu, pooled)
 
 
 def _convolve(
@@ -472,21 +471,21 @@ def _convolve(
     x: Any,
     packed: Any,
     bias: Any,
-    outputs: int,
     groups: int,
     relu: bool = False,
     pooled: bool = False,
 ) -> tuple[Any, Any]:
     """The convolution of x with packed weights, pooled as in `conv_relu_pool` if so wanted; and the offsets, or
     None."""
+    outputs = plan.final[-1]
     starts, lanes = bias, packed.shape[1] * packed.shape[4]
     if bias is None:
         starts = np.zeros(groups * lanes, np.float32)
     elif groups * lanes != outputs or not bias.flags.c_contiguous:
         starts = np.zeros((groups, lanes), np.float32)
         starts[:, : outputs // groups] = bias.reshape(groups, -1)
-    y = np.empty((x.shape[0], *plan.final, outputs), np.float32)
-    offsets = np.empty(y.shape, np.uint8) if pooled else None
+    y = np.empty(plan.final, np.float32)
+    offsets = np.empty(plan.final, np.uint8) if pooled else None
     geometry = plan.geometry
     if plan.algorithm == "winograd":
         winograd, source = library("winograd"), _images(x)
@@ -510,13 +509,12 @@ def _convolve(
     return _channels_first(y), None if offsets is None else _channels_first(offsets)
 
 
-def _is_winograd(
-    channels: int, outputs: int, kernel: Ints, out: Ints, stride: Ints, dilation: Ints, groups: int
-) -> bool:
+def _is_winograd(weight: Ints, out: Ints, stride: Ints, dilation: Ints, groups: int) -> bool:
     """Whether to compute by the algorithm of kernels/cpu/winograd.cpp."""
-    width = library("conv").conv_lanes(1)
+    outputs, channels, *kernel = weight
+    width = _lanes(1)
     return (
-        kernel == (3, 3)
+        kernel == [3, 3]
         and stride == dilation == (1, 1)
         and groups == 1
         and min(out) >= 4
@@ -524,6 +522,12 @@ def _is_winograd(
         and not outputs % width
         and library("winograd").usable()
     )
+
+
+@cache
+def _lanes(outputs: int) -> int:
+    """How many output channels, of so many, a block of weights has."""
+    return library("conv").conv_lanes(outputs)
 
 
 def _is_small(x: Ints, out: Ints) -> bool:
@@ -541,7 +545,7 @@ def _packed(native: Any, weight: Any, groups: int, turned: bool = False, flip: b
     outs //= groups
     if turned:
         outs, ins = ins, outs
-    lanes = native.conv_lanes(outs)
+    lanes = _lanes(outs)
     blocks = -(-outs // lanes)
     if not turned and blocks * lanes == outs and (few or blocks == groups == 1):
         last = weight.transpose(2, 3, 1, 0)
