@@ -21,6 +21,7 @@ from gpunet.nn.activation import (
     Softplus,
     Tanh,
 )
+from gpunet.nn.attention import MultiheadAttention
 from gpunet.nn.container import ModuleDict, ModuleList, ParameterList, Sequential
 from gpunet.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from gpunet.nn.dropout import Dropout
@@ -44,6 +45,13 @@ from gpunet.nn.parameter import Parameter
 from gpunet.nn.pool import AdaptiveAvgPool1d, AdaptiveAvgPool2d, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d
 from gpunet.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from gpunet.nn.summary import summary
+from gpunet.nn.transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 
 __all__ = [
     "ELU",
@@ -89,6 +97,7 @@ __all__ = [
     "Module",
     "ModuleDict",
     "ModuleList",
+    "MultiheadAttention",
     "NLLLoss",
     "PReLU",
     "Parameter",
@@ -103,6 +112,11 @@ __all__ = [
     "Softmax",
     "Softplus",
     "Tanh",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "Unflatten",
     "functional",
     "init",

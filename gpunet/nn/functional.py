@@ -410,6 +410,8 @@ def scaled_dot_product_attention(
         raise ValueError(f"{name}: expected attn_mask or is_causal, got both; put the causal part into the mask")
     dropout_p = probability(name, dropout_p)
     leading = _check_attention(name, query, key, value, attn_mask, enable_gqa)
+    if attn_mask is not None and attn_mask.dtype.kind == "f" and attn_mask.dtype != query.dtype:
+        attn_mask = attn_mask.astype(query.dtype)
     if scale is None:
         scale = query.shape[-1] ** -0.5 if query.shape[-1] else 1.0
     groups = 1

@@ -95,6 +95,21 @@ def attention(xp, q, k, v, mask=None, *, scale, causal=False, dropout=0.0, key=N
     return xp.astype(y, dtype), xp.squeeze(logarithm, axis=-1)
 
 
+def attention_weights(
+    q: Any, k: Any, logarithm: Any, mask: Any = None, *,
+    scale: float, causal: bool = False, dropout: float = 0.0, key: Any = None,
+) -> Any:  # fmt: skip
+    """The weights (..., L, S) with which `attention` with the same arguments took the mean of the values.
+
+    Args:
+        logarithm: the second of its results.
+        others: what it was given.
+    """
+    scores = _scores(_as_wide(q), _as_wide(k), _as_wide(mask), scale, causal)
+    weights = _dropped(exp(scores - expand_dims(logarithm, axis=-1)), dropout, key)
+    return weights if weights.dtype == q.dtype else astype(weights, dtype=q.dtype)
+
+
 @attention.vjp
 def _(xp, gs, ys, q, k, v, mask, *, scale, causal, dropout, key):
     args = (*gs, *ys, q, k, v, mask)
@@ -182,12 +197,15 @@ def _kind(mask: Any) -> int:
     return 0 if mask is None else 1 if mask.dtype == "bool" else 2
 
 
-def _by_position(leading: tuple[int, ...], length: int, features: int) -> np.ndarray:
-    """An empty array (*leading, length, features) in whose memory heads lie within positions, and these within samples,
-    so that to put the heads side by side is no work.
+def _by_position(q: np.ndarray, features: int) -> np.ndarray:
+    """An empty array (*leading, length, features), with the leading axes and the length of q, in whose memory heads lie
+    within positions, so that to put them side by side is no work; and positions within samples, or as they do in q.
     """
+    *leading, length, _features = q.shape
     if len(leading) < 2:
         return np.empty((*leading, length, features), float32)
+    if q.strides[-2] > q.strides[0]:
+        return np.moveaxis(np.empty((length, *leading, features), float32), 0, -2)
     return np.moveaxis(np.empty((leading[0], length, *leading[1:], features), float32), 1, -2)
 
 
@@ -206,7 +224,7 @@ def _(native, q, k, v, mask=None, *, scale, causal, dropout, key):
         leading = np.broadcast_shapes(leading, mask.shape[:-2])
         mask = _mask_for(mask, leading, q, k)
     q, k, v = _as_rows(q, leading), _as_rows(k, leading), _as_rows(v, leading)
-    y = _by_position(leading, q.shape[-2], v.shape[-1])
+    y = _by_position(q, v.shape[-1])
     logarithm = np.empty(y.shape[:-1], float32)
     items = prod(leading)
     work = partial(native.attention, q, k, v, mask, y, logarithm, _kind(mask), causal, scale)
@@ -235,13 +253,19 @@ def _(native, g, _g_logarithm, y, logarithm, q, k, v, mask=None, *, scale, causa
 
 
 def _gradients_for(*inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Empty arrays for the gradients of q, k and v.
+    """Empty arrays for the gradients of q, k and v, with axes in memory as theirs.
 
     Where these are evenly spaced in one array, as those that come of one projection are, so are their gradients: to
     join them again is no work.
     """
     step = evenly_spaced(inputs)
-    if not step:
-        return tuple(np.empty_like(a) for a in inputs)
-    whole = as_strided(inputs[0], (3, *inputs[0].shape), (step, *inputs[0].strides))
-    return tuple(np.empty_like(whole))  # dense, with its axes in the same order
+    if step:
+        whole = _empty_like(as_strided(inputs[0], (3, *inputs[0].shape), (step, *inputs[0].strides)))
+        return whole[0], whole[1], whole[2]
+    return tuple(map(_empty_like, inputs))
+
+
+def _empty_like(a: np.ndarray) -> np.ndarray:
+    """A dense array with its axes in memory as those of a, but for the last, whose elements are side by side."""
+    like = np.empty_like(a)
+    return like if like.strides[-1] == like.itemsize else np.empty(a.shape, a.dtype)
