@@ -10,6 +10,7 @@ import pytest
 
 import gpunet as gn
 from gpunet.ops import (
+    attention,
     conv,
     elementwise,
     index,
@@ -230,7 +231,12 @@ case(
     ),
     normal(2, 3, 2, 3),
 )
-case("window_sum: adaptive", lambda x: pool.adaptive_avg_pool(x, output_size=(2, 3)), normal(2, 3, 5, 4))
+case(
+    "adaptive_mean",
+    lambda x: pool.adaptive_avg_pool(x, output_size=(2, 3)),
+    normal(2, 3, 5, 4),
+    also=(pool.adaptive_mean_grad,),
+)
 
 case(
     "normalize",
@@ -294,6 +300,34 @@ for _reverse in (False, True):
 case("lstm: from zeros", lambda x, w: recurrent.lstm(x, None, None, w)[0], normal(3, 2, 12), normal(12, 3))
 case("gru: from zeros", lambda x, w: recurrent.gru(x, None, w)[0], normal(3, 2, 9), normal(9, 3))
 case("rnn: from zeros", lambda x, w: recurrent.rnn(x, None, w), normal(3, 2, 3), normal(3, 3))
+
+ATTENTION = {
+    "plain": {},
+    "causal": {"causal": True},
+    "dropout": {"dropout": 0.3, "key": random.Key(3, (0, 0, 0), 5)},
+}
+for name, options in ATTENTION.items():
+    case(
+        f"attention: {name}",
+        lambda q, k, v, o=options: attention.attention(q, k, v, scale=0.7, **o),
+        normal(2, 3, 4), normal(2, 5, 4), normal(2, 5, 3),
+    )  # fmt: skip
+case(
+    "attention: mask, added, broadcast",
+    lambda q, k, v, mask: attention.attention(q, k, v, mask, scale=0.7)[0],
+    normal(2, 2, 3, 4), normal(2, 1, 5, 4), normal(5, 3), normal(2, 3, 5),
+)  # fmt: skip
+case(
+    "attention: mask",
+    lambda q, k, v: attention.attention(q, k, v, gn.asarray(np.eye(4, 5, k=1, dtype=bool)[[0, 1, 3]]), scale=1.0)[0],
+    normal(3, 4), normal(5, 4), normal(5, 3),
+)  # fmt: skip
+case(
+    "unstack",
+    lambda x: (lambda a, b, c: a * b + c * c * c)(*shape.unstack(x, axis=1)),
+    normal(2, 3, 4),
+)
+case("unstack: parts", lambda x: shape.unstack(x)[1] ** 2, normal(3, 4))
 
 
 @pytest.mark.parametrize("name", CASES)
