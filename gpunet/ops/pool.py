@@ -16,7 +16,6 @@ import numpy as np
 from gpunet.backends import backend_of_type, threads
 from gpunet.dtypes import float32
 from gpunet.errors import ShapeError
-from gpunet.ops.elementwise import relu
 from gpunet.ops.matmul import tensordot
 from gpunet.ops.op import op, raw
 from gpunet.ops.shape import moveaxis
@@ -184,13 +183,13 @@ def _(xp, gg, _y, _g, offsets, *, shape, kernel, stride, padding, dilation):
 def unpool_relu(xp, g, y, offsets, *, shape, kernel, stride, padding, dilation):
     """`unpool` of what `relu` with the result y makes of its gradient g."""
     how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
-    return unpool(relu.derivative(xp, g, y, y), offsets, shape=shape, **how)
+    return unpool(g * (y > 0), offsets, shape=shape, **how)
 
 
 @unpool_relu.vjp
 def _(xp, gg, _y, _g, y, offsets, *, shape, kernel, stride, padding, dilation):
     how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
-    return relu.derivative(xp, pick(gg, offsets, **how), y, y), None, None
+    return pick(gg, offsets, **how) * (y > 0), None, None
 
 
 @op
@@ -297,13 +296,43 @@ def adaptive_avg_pool(x: Any, *, output_size: Ints) -> Any:
     if not any(n % size for n, size in zip(lengths, output_size)):
         step = tuple(n // size for n, size in zip(lengths, output_size))
         return avg_pool(x, kernel=step, stride=step, padding=(0,) * len(step))
-    for axis, (n, size) in enumerate(zip(lengths, output_size), start=2):
-        weights = np.zeros((n, size))
-        for i in range(size):
-            window = slice(i * n // size, -(-(i + 1) * n // size))
-            weights[window, i] = 1.0 / (window.stop - window.start)
+    return adaptive_mean(x, size=tuple(output_size))
+
+
+@op
+def adaptive_mean(xp, x, *, size):
+    """`adaptive_avg_pool` to any size."""
+    for axis, weights in enumerate(map(_adaptive_weights, x.shape[2:], size), start=2):
         x = moveaxis(tensordot(x, _constant(weights, x), axes=((axis,), (0,))), source=-1, destination=axis)
     return x
+
+
+@adaptive_mean.vjp
+def _(xp, g, _y, _x, *, size):
+    return adaptive_mean_grad(g, shape=_x.shape)
+
+
+@op
+def adaptive_mean_grad(xp, g, *, shape):
+    """The gradient of `adaptive_mean` with respect to its input, of `shape`; its transpose."""
+    for axis, weights in enumerate(map(_adaptive_weights, shape[2:], g.shape[2:]), start=2):
+        g = moveaxis(tensordot(g, _constant(weights, g), axes=((axis,), (1,))), source=-1, destination=axis)
+    return g
+
+
+@adaptive_mean_grad.vjp
+def _(xp, gg, _y, _g, *, shape):
+    return adaptive_mean(gg, size=_g.shape[2:])
+
+
+@lru_cache(maxsize=1024)
+def _adaptive_weights(length: int, size: int) -> np.ndarray:
+    """The share that each of `length` elements has in each of `size` averages."""
+    weights = np.zeros((length, size))
+    for i in range(size):
+        window = slice(i * length // size, -(-(i + 1) * length // size))
+        weights[window, i] = 1.0 / (window.stop - window.start)
+    return weights
 
 
 def _constant(values: Any, like: Any) -> Any:
@@ -316,7 +345,7 @@ def _constant(values: Any, like: Any) -> Any:
 # --- the CPU's kernels
 
 
-def _fits(x: Any, kernel: Ints) -> bool:
+def _fits(x: Any, kernel: Ints = ()) -> bool:
     """Whether the CPU's kernels take an array (N, C, *spatial) and windows of it."""
     return x.dtype == float32 and x.ndim in (3, 4) and x.size > 0 and prod(kernel) <= 255
 
@@ -326,6 +355,12 @@ def _axes(lengths: Ints, out: Ints, kernel: Ints, stride: Ints, padding: Ints, d
     """A Geometry for kernels/cpu/pool.cpp; one spatial axis becomes the second."""
     axes = list(zip(lengths, out, kernel, stride, padding, dilation))
     return np.array([(1, 1, 1, 1, 0, 1), *axes][-2:], np.int64)
+
+
+def _adaptive_axes(lengths: Ints, out: Ints) -> np.ndarray:
+    """The same for windows of different sizes, as of `adaptive_mean`."""
+    longest = tuple(int((_adaptive_weights(n, size) > 0).sum(axis=0).max()) for n, size in zip(lengths, out))
+    return _axes(lengths, out, longest, (0,) * len(out), (0,) * len(out), (1,) * len(out))
 
 
 def _is_last(a: Any) -> bool:
@@ -355,14 +390,13 @@ def _max(native: Any, x: Any, numbered: bool, how: dict[str, Any], ceil_mode: bo
     last, shape = _is_last(x), (*x.shape[:2], *out)
     y, offsets = _new(shape, last), _new(shape, last, np.uint8) if numbered else None
     work = partial(native.pool_max, _lying(x, last), y, offsets, _axes(x.shape[2:], out, **how), last)
-    threads.split(_rows(y, last), work, x.size)
+    threads.split(_rows(y, 1 if last else y.shape[1]), work, x.size)
     return y, offsets
 
 
-def _rows(y: Any, last: bool) -> int:
-    """How many rows of pixels there are or, where each channel is a plane, rows of elements."""
-    rows = y.shape[0] * (y.shape[2] if y.ndim == 4 else 1)
-    return rows if last else rows * y.shape[1]
+def _rows(a: Any, planes: int = 1) -> int:
+    """How many rows a (N, C, *spatial) has, in as many planes for each sample."""
+    return a.shape[0] * planes * (a.shape[2] if a.ndim == 4 else 1)
 
 
 def _unpool(native: Any, g: Any, offsets: Any, y: Any, shape: Ints, how: dict[str, Any]) -> Any:
@@ -371,7 +405,9 @@ def _unpool(native: Any, g: Any, offsets: Any, y: Any, shape: Ints, how: dict[st
     dx = _new(shape, last)
     about = _axes(shape[2:], g.shape[2:], **how)
     lying = [a if a is None else _lying(a, last) for a in (g, offsets, y)]
-    threads.split(_rows(dx, last), partial(native.pool_unpool, *lying, dx, about, last), dx.size)
+    threads.split(
+        _rows(dx) if last else prod(dx.shape[:2]), partial(native.pool_unpool, *lying, dx, about, last), dx.size
+    )
     return dx
 
 
@@ -409,21 +445,41 @@ def _(native, g, y, offsets, *, shape, kernel, stride, padding, dilation):
     return _unpool(native, g, offsets, y, shape, how)
 
 
-@window_sum.kernel("pool", platform="cpu", when=lambda x, *, kernel, **_: _fits(x, (1,)))
-def _(native, x, *, kernel, stride, padding, ceil_mode, factor):
-    ones = (1,) * len(kernel)
-    out, _ = _geometry(x.shape, kernel, stride, padding, ones, ceil_mode)
+def _sum(native: Any, x: Any, out: Ints, about: np.ndarray, factor: float) -> Any:
     last = _is_last(x)
     y = _new((*x.shape[:2], *out), last)
-    about = _axes(x.shape[2:], out, kernel, stride, padding, ones)
-    threads.split(_rows(y, last), partial(native.pool_sum, _lying(x, last), y, about, factor, last), x.size)
+    work = partial(native.pool_sum, _lying(x, last), y, about, factor, last)
+    threads.split(_rows(y, 1 if last else y.shape[1]), work, x.size)
     return y
 
 
-@spread.kernel("pool", platform="cpu", when=lambda g, *, kernel, **_: _fits(g, (1,)))
-def _(native, g, *, shape, kernel, stride, padding, ceil_mode, factor):
+def _hand_back(native: Any, g: Any, shape: Ints, about: np.ndarray, factor: float) -> Any:
+    """The transpose of `_sum`."""
     last = _is_last(g)
     dx = _new(shape, last)
-    about = _axes(shape[2:], g.shape[2:], kernel, stride, padding, (1,) * len(kernel))
-    threads.split(_rows(dx, last), partial(native.pool_spread, _lying(g, last), dx, about, factor, last), dx.size)
+    work = partial(native.pool_spread, _lying(g, last), dx, about, factor, last)
+    threads.split(_rows(dx) if last else prod(shape[:2]), work, dx.size)
     return dx
+
+
+@window_sum.kernel("pool", platform="cpu", when=lambda x, **_: _fits(x))
+def _(native, x, *, kernel, stride, padding, ceil_mode, factor):
+    ones = (1,) * len(kernel)
+    out, _ = _geometry(x.shape, kernel, stride, padding, ones, ceil_mode)
+    return _sum(native, x, out, _axes(x.shape[2:], out, kernel, stride, padding, ones), factor)
+
+
+@spread.kernel("pool", platform="cpu", when=lambda g, **_: _fits(g))
+def _(native, g, *, shape, kernel, stride, padding, ceil_mode, factor):
+    about = _axes(shape[2:], g.shape[2:], kernel, stride, padding, (1,) * len(kernel))
+    return _hand_back(native, g, shape, about, factor)
+
+
+@adaptive_mean.kernel("pool", platform="cpu", when=lambda x, **_: _fits(x))
+def _(native, x, *, size):
+    return _sum(native, x, size, _adaptive_axes(x.shape[2:], size), 1.0)
+
+
+@adaptive_mean_grad.kernel("pool", platform="cpu", when=lambda g, **_: _fits(g))
+def _(native, g, *, shape):
+    return _hand_back(native, g, shape, _adaptive_axes(shape[2:], g.shape[2:]), 1.0)

@@ -4,27 +4,29 @@
 // of neighbours in a row; other than that, strides are as they may be. Results have no gaps: channels-last they are
 // (N, H, W, C) in memory. What is not there, beyond the edges, is left out instead of padded.
 //
-// The way back gathers: each element of the result is written once, with what reaches it from the windows that contain
-// it, added up in an order that depends on nothing else. A unit of work, for the caller to divide, is one row
-// of the result: channels-last one of pixels, of planes one of elements.
+// On the way back, each row (or plane) of the result gathers what reaches it from the windows that contain it, in an
+// order that depends on nothing else; where they do not overlap, each element is written once. A unit of work, for the
+// caller to divide, is a row of pixels of the result; of planes a row of elements, and on the way back a plane.
 #include "flat.h"
 
 namespace {
 
-typedef uint8_t Bytes __attribute__((vector_size(WIDTH), aligned(1), may_alias));
-
+// One axis of the input, and its windows. With a stride of 0 these are adaptive: window i is from i * size / out,
+// rounded down, to (i + 1) * size / out, rounded up, and `kernel` the length of the longest.
 struct Axis {
     int64_t size, out, kernel, stride, pad, dilation;
 
-    long begin(long window) const { return window * stride - pad; }
+    long begin(long window) const { return stride ? window * stride - pad : window * size / out; }
 
     // The places of a window that are inside begin with this one, and end before that one.
     long first(long window) const { return begin(window) >= 0 ? 0 : (dilation - 1 - begin(window)) / dilation; }
     long stop(long window) const {
+        if (!stride) return ((window + 1) * size + out - 1) / out - begin(window);
         long room = size - begin(window), fit = room > 0 ? (room + dilation - 1) / dilation : 0;
         return fit < kernel ? fit : kernel;
     }
     bool tiles() const { return kernel == stride && pad == 0 && dilation == 1; }
+    bool is_long() const { return !stride || out < 3 || kernel >= WIDTH / 2; }  // if dilation is 1
 };
 
 struct Geometry {
@@ -35,41 +37,79 @@ struct Geometry {
 };
 
 template <class T> T* element(const Array* a, long n, long c, long h, long w) {
-    return reinterpret_cast<T*>(a->bytes + n * a->strides[0] + c * a->strides[1] + h * a->strides[2] + w * a->strides[3]);
+    const intptr_t* s = a->strides;
+    return reinterpret_cast<T*>(a->bytes + n * s[0] + c * s[1] + h * s[2] + w * s[3]);
 }
 
 inline IntVector load_bytes(const uint8_t* p, long lanes) {
-    Bytes bytes = {};
-    if (lanes >= WIDTH)
-        bytes = *reinterpret_cast<const Bytes*>(p);
-    else
-        for (long i = 0; i < lanes; i++) bytes[i] = p[i];
-    return __builtin_convertvector(bytes, IntVector);
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+    __m128i bytes = _mm_maskz_loadu_epi8(lanes >= WIDTH ? 0xffff : (1 << lanes) - 1, p);
+    return reinterpret_cast<IntVector>(_mm512_cvtepu8_epi32(bytes));
+#else
+    int found[WIDTH] = {};
+    for (long i = 0; i < WIDTH && i < lanes; i++) found[i] = p[i];
+    return *reinterpret_cast<const IntVector*>(found);
+#endif
 }
 
 inline void store_bytes(uint8_t* p, IntVector v, long lanes) {
-    Bytes bytes = __builtin_convertvector(v, Bytes);
-    if (lanes >= WIDTH)
-        *reinterpret_cast<Bytes*>(p) = bytes;
-    else
-        for (long i = 0; i < lanes; i++) p[i] = bytes[i];
+#if defined(__AVX512F__)
+    __mmask16 some = lanes >= WIDTH ? 0xffff : (1 << lanes) - 1;
+    _mm512_mask_cvtepi32_storeu_epi8(p, some, reinterpret_cast<__m512i>(v));
+#else
+    for (long i = 0; i < WIDTH && i < lanes; i++) p[i] = v[i];
+#endif
 }
 
-// Every `stride`th element, as many as there are lanes.
-template <int STRIDE> inline Vector load_apart(const float* p, long stride, long lanes) {
-    if constexpr (STRIDE == 1) return load_some(p, lanes);
-    float found[WIDTH] = {};
+// The elements p[lane * stride] in the lanes from `low` to `high`, in the others `outside`; nothing before the first or
+// behind the last of these is read.
+template <int STRIDE> inline Vector load_apart(const float* p, long stride, long low, long high, float outside) {
+    if (low >= high) return broadcast(outside);
+#if defined(__AVX512F__)
+    __mmask16 lanes = (1u << high) - (1u << low);
+    if constexpr (STRIDE == 1) return _mm512_mask_loadu_ps(broadcast(outside), lanes, p);
     if constexpr (STRIDE == 2) {
-        float pairs[2 * WIDTH];
-        long count = 2 * lanes - 1;
-        store(pairs, load_some(p, count));
-        store(pairs + WIDTH, count > WIDTH ? load_some(p + WIDTH, count - WIDTH) : Vector{});
-        for (int i = 0; i < WIDTH; i++) found[i] = pairs[2 * i];
-    } else {
-        for (long i = 0; i < lanes; i++) found[i] = p[i * stride];
+        uint32_t span = uint32_t((1ull << (2 * high - 1)) - (1ull << (2 * low)));
+        __m512 left = _mm512_maskz_loadu_ps(span, p), right = _mm512_maskz_loadu_ps(span >> 16, p + WIDTH);
+        __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+        return _mm512_mask_mov_ps(broadcast(outside), lanes, _mm512_permutex2var_ps(left, even, right));
     }
+#endif
+    float found[WIDTH];
+    for (long i = 0; i < WIDTH; i++) found[i] = i >= low && i < high ? p[i * stride] : outside;
     return load(found);
 }
+
+// a0, b0, a1, b1, ...: the first half and the second.
+inline void interleave(Vector a, Vector b, Vector& first, Vector& second) {
+#if defined(__AVX512F__)
+    first = _mm512_permutex2var_ps(a, _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0), b);
+    second =
+        _mm512_permutex2var_ps(a, _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8), b);
+#else
+    float left[WIDTH], right[WIDTH], both[2 * WIDTH];
+    store(left, a);
+    store(right, b);
+    for (int i = 0; i < WIDTH; i++) both[2 * i] = left[i], both[2 * i + 1] = right[i];
+    first = load(both), second = load(both + WIDTH);
+#endif
+}
+
+// --- forward
+
+// Where the places of each window along an axis begin and end that are inside.
+struct Bounds {
+    long* bounds;
+
+    Bounds(const Axis& axis, int slot) : bounds(scratch<long>(slot, 2 * axis.out)) {
+        for (long window = 0; window < axis.out; window++) {
+            bounds[2 * window] = axis.first(window);
+            bounds[2 * window + 1] = axis.stop(window);
+        }
+    }
+    long first(long window) const { return bounds[2 * window]; }
+    long stop(long window) const { return bounds[2 * window + 1]; }
+};
 
 // The places of a window that are inside: how far they are from where it begins, and their numbers.
 struct Places {
@@ -77,7 +117,8 @@ struct Places {
     long* bytes;
     int* numbers;
 
-    explicit Places(const Geometry& of) : bytes(scratch<long>(0, of.last() + 1)), numbers(scratch<int>(1, of.last() + 1)) {}
+    explicit Places(const Geometry& of)
+        : bytes(scratch<long>(0, of.last() + 1)), numbers(scratch<int>(1, of.last() + 1)) {}
 
     void choose(const Geometry& of, const Array* x, long top, long bottom, long left, long right) {
         if (top == top_ && bottom == bottom_ && left == left_ && right == right_) return;
@@ -94,96 +135,196 @@ struct Places {
     long top_ = -1, bottom_ = -1, left_ = -1, right_ = -1;
 };
 
-// step(places, load, lanes, at) for the windows whose results are in the rows from `start` to `stop`, by vectors:
-// load(bytes) is the windows' elements so far from where they begin, `at` the index of the first result.
+// step(places, load, lanes, at, vectors) for the windows whose results are in the rows from `start` to `stop`, some
+// vectors of them at once: load(place, vector) is what they have at one of the places, `at` the first one's index.
 template <class Step>
-void each_window(const Array* x, const Geometry& of, bool last, long start, long stop, Step step) {
+void each_pixel(const Array* x, const Geometry& of, long start, long stop, Step step) {
+    constexpr int MANY = 4;
     const Axis &rows = of.rows, &columns = of.columns;
     long channels = x->shape[1];
     Places places(of);
-    long* bounds = scratch<long>(2, 2 * columns.out);
-    for (long j = 0; j < columns.out; j++) bounds[2 * j] = columns.first(j), bounds[2 * j + 1] = columns.stop(j);
-    auto whole = [&](long j) { return bounds[2 * j] == 0 && bounds[2 * j + 1] == columns.kernel; };
+    Bounds inside(columns, 2);
     for (long unit = start; unit < stop; unit++) {
-        long i = unit % rows.out, image = unit / rows.out, top = rows.first(i), bottom = rows.stop(i);
-        auto choose = [&](long j) { places.choose(of, x, top, bottom, bounds[2 * j], bounds[2 * j + 1]); };
-        if (last) {
-            for (long j = 0; j < columns.out; j++) {
-                choose(j);
-                const char* corner = element<char>(x, image, 0, rows.begin(i), columns.begin(j));
-                by_vectors(0, channels, [&](long c, long lanes) {
-                    auto load = [&](long bytes) {
-                        return load_some(reinterpret_cast<const float*>(corner + bytes) + c, lanes);
-                    };
-                    step(places, load, lanes, (unit * columns.out + j) * channels + c);
-                });
-            }
-            continue;
-        }
-        auto row = [&](auto apart) {
-            for (long j = 0; j < columns.out;) {
-                long ahead = 1;  // windows that are whole are loaded several at once
-                if (whole(j))
-                    while (ahead < WIDTH && j + ahead < columns.out && whole(j + ahead)) ahead++;
-                choose(j);
-                const char* corner = element<char>(x, image / channels, image % channels, rows.begin(i), columns.begin(j));
-                auto load = [&](long bytes) {
-                    return load_apart<apart>(reinterpret_cast<const float*>(corner + bytes), columns.stride, ahead);
+        long i = unit % rows.out, top = rows.first(i), bottom = rows.stop(i);
+        for (long j = 0; j < columns.out; j++) {
+            places.choose(of, x, top, bottom, inside.first(j), inside.stop(j));
+            const char* corner = element<char>(x, unit / rows.out, 0, rows.begin(i), columns.begin(j));
+            long at = (unit * columns.out + j) * channels, c = 0;
+            auto load = [&](long lanes) {
+                return [=, &places](long place, int vector) {
+                    const float* from = reinterpret_cast<const float*>(corner + places.bytes[place]);
+                    return load_some(from + c + vector * WIDTH, lanes);
                 };
-                step(places, load, ahead, unit * columns.out + j);
-                j += ahead;
-            }
-        };
-        if (columns.stride == 1)
-            row(Constant<1>{});
-        else if (columns.stride == 2)
-            row(Constant<2>{});
-        else
-            row(Constant<0>{});
+            };
+            for (; c + MANY * WIDTH <= channels; c += MANY * WIDTH)
+                step(places, load(WIDTH), long(WIDTH), at + c, Constant<MANY>{});
+            by_vectors(c, channels, [&](long first, long lanes) {
+                c = first;
+                step(places, load(lanes), lanes, at + c, Constant<1>{});
+            });
+        }
     }
 }
 
-// What the windows that contain an element contribute: load, then at(number of the element's place in the window).
+// The same where channels are planes; what lies beyond the sides counts as `outside`.
+template <int STRIDE, class Step>
+void each_in_planes(const Array* x, const Geometry& of, float outside, long start, long stop, Step step) {
+    const Axis &rows = of.rows, &columns = of.columns;
+    long channels = x->shape[1];
+    Places places(of);
+    // for each vector of windows and each place, between which lanes it is inside
+    long* bounds = scratch<long>(2, 2 * columns.kernel * (columns.out / WIDTH + 1));
+    for (long j = 0; j < columns.out; j++)
+        for (long place = 0; place < columns.kernel; place++) {
+            long* range = bounds + 2 * (j / WIDTH * columns.kernel + place);
+            long at = columns.begin(j) + place * columns.dilation, lane = j % WIDTH;
+            if (!lane) range[0] = range[1] = 0;
+            if (at < 0) range[0] = range[1] = lane + 1;
+            if (at >= 0 && at < columns.size) range[1] = lane + 1;
+        }
+    for (long unit = start; unit < stop; unit++) {
+        long i = unit % rows.out, plane = unit / rows.out;
+        places.choose(of, x, rows.first(i), rows.stop(i), 0, columns.kernel);
+        const char* corner = element<char>(x, plane / channels, plane % channels, rows.begin(i), -columns.pad);
+        for (long j = 0; j < columns.out; j += WIDTH) {
+            const char* windows = corner + j * columns.stride * sizeof(float);
+            const long* ranges = bounds + 2 * (j / WIDTH * columns.kernel);
+            auto load = [&](long place, int) {
+                const float* from = reinterpret_cast<const float*>(windows + places.bytes[place]);
+                const long* range = ranges + 2 * (place % columns.kernel);
+                return load_apart<STRIDE>(from, columns.stride, range[0], range[1], outside);
+            };
+            long lanes = columns.out - j < WIDTH ? columns.out - j : WIDTH;
+            step(places, load, lanes, unit * columns.out + j, Constant<1>{});
+        }
+    }
+}
 
-// g where `offsets` has the place's number, and where y, if there is one, is positive.
+template <class Step>
+void each_window(const Array* x, const Geometry& of, float outside, bool last, long start, long stop, Step step) {
+    if (last)
+        each_pixel(x, of, start, stop, step);
+    else if (of.columns.stride == 1)
+        each_in_planes<1>(x, of, outside, start, stop, step);
+    else if (of.columns.stride == 2)
+        each_in_planes<2>(x, of, outside, start, stop, step);
+    else
+        each_in_planes<0>(x, of, outside, start, stop, step);
+}
+
+// Sums of long windows in planes: along the rows of each window.
+void sum_long(const Array* x, float* y, const Geometry& of, float factor, long start, long stop) {
+    const Axis &rows = of.rows, &columns = of.columns;
+    long channels = x->shape[1];
+    Bounds down(rows, 0), along(columns, 1);
+    for (long unit = start; unit < stop; unit++) {
+        long i = unit % rows.out, plane = unit / rows.out, top = down.first(i), height = down.stop(i) - top;
+        for (long j = 0; j < columns.out; j++) {
+            long left = along.first(j), width = along.stop(j) - left;
+            long n = plane / channels, c = plane % channels;
+            const float* from = element<float>(x, n, c, rows.begin(i) + top, columns.begin(j) + left);
+            long run = width, runs = height;
+            if (width * long(sizeof(float)) == x->strides[2]) run = width * height, runs = 1;  // no gaps between them
+            float total = 0, sums[1];
+            for (long k = 0; k < runs; k++) {
+                const float* row = from + k * (x->strides[2] / long(sizeof(float)));
+                auto term = [&](long at, long lanes, Vector* terms) { terms[0] = load_some(row + at, lanes); };
+                sum_over<1>(run, sums, term);
+                total += sums[0];
+            }
+            y[unit * columns.out + j] = total * (columns.stride ? factor : factor / (height * width));
+        }
+    }
+}
+
+// --- back
+
+// What windows hand to their elements: row(n, c, i).window(j) is a window, and of what `load` gives for a vector
+// beginning there, at(number) is for the element that has this number in the window.
+
+// g where `offsets` has the number, and where y, if there is one, is positive.
 struct Chosen {
     const Array *g, *offsets, *y;
-    Vector slope;
-    IntVector number;
 
-    void load(long n, long c, long i, long j, long lanes) {
-        slope = load_some(element<float>(g, n, c, i, j), lanes);
-        number = load_bytes(element<uint8_t>(offsets, n, c, i, j), lanes);
-        if (y != gn_none) slope *= select(load_some(element<float>(y, n, c, i, j), lanes) > 0, broadcast(1), Vector{});
+    struct Values {
+        Vector slope;
+        IntVector number;
+        Vector at(int place) const { return select(number == place, slope, Vector{}); }
+    };
+    struct Window {
+        const float* g;
+        const uint8_t* offsets;
+        const float* y;
+
+        Values load(long at, long lanes) const {
+            Vector slope = load_some(g + at, lanes);
+            if (y) slope *= select(load_some(y + at, lanes) > 0, broadcast(1), Vector{});
+            return {slope, load_bytes(offsets + at, lanes)};
+        }
+    };
+    struct Row {
+        Window first;
+        long g, offsets, y;  // from one window to the next
+
+        Window window(long j) const {
+            return {first.g + j * g, first.offsets + j * offsets, first.y ? first.y + j * y : nullptr};
+        }
+    };
+    Row row(long n, long c, long i) const {
+        bool masked = y != gn_none;
+        Window first{element<float>(g, n, c, i, 0), element<uint8_t>(offsets, n, c, i, 0),
+                     masked ? element<float>(y, n, c, i, 0) : nullptr};
+        return {first, g->strides[3] / long(sizeof(float)), offsets->strides[3],
+                masked ? y->strides[3] / long(sizeof(float)) : 0};
     }
-    Vector at(int place) const { return select(number == place, slope, Vector{}); }
 };
 
-// g times a factor.
+// g times a factor; of adaptive windows, divided by their size.
 struct Shared {
     const Array* g;
     float factor;
-    Vector slope;
+    const Geometry* of;
 
-    void load(long n, long c, long i, long j, long lanes) {
-        slope = load_some(element<float>(g, n, c, i, j), lanes) * factor;
+    struct Values {
+        Vector slope;
+        Vector at(int) const { return slope; }
+    };
+    struct Window {
+        const float* g;
+        float share;
+
+        Values load(long at, long lanes) const { return {load_some(g + at, lanes) * share}; }
+    };
+    struct Row {
+        const float* first;
+        long g;
+        float factor;
+        const Axis* adaptive;
+
+        Window window(long j) const { return {first + j * g, adaptive ? factor / adaptive->stop(j) : factor}; }
+    };
+    Row row(long n, long c, long i) const {
+        bool adaptive = !of->columns.stride;
+        return {element<float>(g, n, c, i, 0), g->strides[3] / long(sizeof(float)),
+                adaptive ? factor / of->rows.stop(i) : factor, adaptive ? &of->columns : nullptr};
     }
-    Vector at(int) const { return slope; }
 };
 
-// The windows that contain each position of an axis, and the place it has in them, in the order of the places.
+// The windows that contain each position of an axis, and the place it has in them.
 struct Containing {
     long *ends, *windows, *places;
 
     Containing(const Axis& axis, int slot)
         : ends(scratch<long>(slot, axis.size + 1)), windows(scratch<long>(slot + 1, axis.size * axis.kernel)),
           places(scratch<long>(slot + 2, axis.size * axis.kernel)) {
-        long found = 0;
+        long found = 0, oldest = 0;
         for (long position = 0; position < axis.size; position++) {
-            for (long place = 0; place < axis.kernel; place++) {
-                long begin = position + axis.pad - place * axis.dilation;
-                if (begin < 0 || begin % axis.stride || begin / axis.stride >= axis.out) continue;
-                windows[found] = begin / axis.stride;
+            auto end = [&](long window) { return axis.begin(window) + (axis.stop(window) - 1) * axis.dilation; };
+            while (oldest < axis.out && end(oldest) < position) oldest++;
+            for (long window = oldest; window < axis.out && axis.begin(window) <= position; window++) {
+                long place = (position - axis.begin(window)) / axis.dilation;
+                if (place * axis.dilation != position - axis.begin(window) || place >= axis.stop(window)) continue;
+                windows[found] = window;
                 places[found++] = place;
             }
             ends[position] = found;
@@ -194,77 +335,130 @@ struct Containing {
 };
 
 template <class Source>
-void gather_channels(Source source, float* to, long channels, const Geometry& of, long start, long stop) {
+void gather_pixels(Source source, float* to, long channels, const Geometry& of, long start, long stop) {
     const Axis &rows = of.rows, &columns = of.columns;
-    Containing above(rows, 0), beside(columns, 3);
+    Containing above(rows, 0);
+    Bounds inside(columns, 3);
+    long apart = columns.dilation * channels;
     for (long unit = start; unit < stop; unit++) {
-        long n = unit / rows.size, row = unit % rows.size;
+        long n = unit / rows.size, row = unit % rows.size, from = above.begin(row), until = above.end(row);
         float* out = to + unit * columns.size * channels;
-        long from = above.begin(row), until = above.end(row);
-        if (columns.tiles() && until - from == 1) {
-            long i = above.windows[from], number = above.places[from] * columns.kernel;
-            for (long j = 0; j < columns.out; j++) {
-                long width = columns.stop(j);
+        bool once = columns.tiles() && until - from == 1;
+        long covered = once ? columns.out * columns.stride : 0;
+        if (covered < columns.size)
+            memset(out + covered * channels, 0, (columns.size - covered) * channels * sizeof(float));
+        for (long k = from; k < until; k++) {
+            auto windows = source.row(n, 0, above.windows[k]);
+            long number = above.places[k] * columns.kernel;
+            auto hand = [&](long j, auto first, auto end, auto add) {
+                auto window = windows.window(j);
+                float* pixels = out + columns.begin(j) * channels;
                 by_vectors(0, channels, [&](long c, long lanes) {
-                    source.load(n, c, i, j, lanes);
-                    for (long place = 0; place < width; place++)
-                        store_some(out + (j * columns.stride + place) * channels + c, source.at(number + place), lanes);
-                });
-            }
-            long covered = columns.out * columns.stride;
-            if (covered < columns.size)
-                memset(out + covered * channels, 0, (columns.size - covered) * channels * sizeof(float));
-            continue;
-        }
-        for (long column = 0; column < columns.size; column++) {
-            long left = beside.begin(column), right = beside.end(column);
-            by_vectors(0, channels, [&](long c, long lanes) {
-                Vector sum = {};
-                for (long i = from; i < until; i++)
-                    for (long j = left; j < right; j++) {
-                        source.load(n, c, above.windows[i], beside.windows[j], lanes);
-                        sum += source.at(above.places[i] * columns.kernel + beside.places[j]);
+                    auto values = window.load(c, lanes);
+                    for (long place = first; place < end; place++) {
+                        float* pixel = pixels + place * apart + c;
+                        Vector value = values.at(number + place);
+                        store_some(pixel, add ? load_some(pixel, lanes) + value : value, lanes);
                     }
-                store_some(out + column * channels + c, sum, lanes);
+                });
+            };
+            auto all = [&](auto width, auto add) {  // the usual widths as constants
+                for (long j = 0; j < columns.out; j++)
+                    if (width && inside.first(j) == 0 && inside.stop(j) == width)
+                        hand(j, Constant<0>{}, width, add);
+                    else
+                        hand(j, inside.first(j), inside.stop(j), add);
+            };
+            if (columns.kernel == 2)
+                once ? all(Constant<2>{}, Constant<0>{}) : all(Constant<2>{}, Constant<1>{});
+            else if (columns.kernel == 3)
+                once ? all(Constant<3>{}, Constant<0>{}) : all(Constant<3>{}, Constant<1>{});
+            else
+                once ? all(Constant<0>{}, Constant<0>{}) : all(Constant<0>{}, Constant<1>{});
+        }
+    }
+}
+
+// Of planes, rows of which each is in one row of windows at most, and these are two columns wide.
+template <class Source>
+void part_pairs(Source source, float* to, long channels, const Geometry& of, long start, long stop) {
+    const Axis &rows = of.rows, &columns = of.columns;
+    long covered = 2 * columns.out < columns.size ? 2 * columns.out : columns.size;
+    for (long plane = start; plane < stop; plane++)
+        for (long row = 0; row < rows.size; row++) {
+            float* out = to + (plane * rows.size + row) * columns.size;
+            long i = row / rows.stride, number = row % rows.stride * 2;
+            if (i >= rows.out) {
+                memset(out, 0, columns.size * sizeof(float));
+                continue;
+            }
+            auto window = source.row(plane / channels, plane % channels, i).window(0);
+            by_vectors(0, columns.out, [&](long j, long lanes) {
+                auto values = window.load(j, lanes);
+                Vector first, second;
+                interleave(values.at(number), values.at(number + 1), first, second);
+                long left = covered - 2 * j;
+                store_some(out + 2 * j, first, left);
+                if (left > WIDTH) store_some(out + 2 * j + WIDTH, second, left - WIDTH);
             });
+            for (long at = covered; at < columns.size; at++) out[at] = 0;
+        }
+}
+
+// Of planes, window by window: the plane is in cache, and windows come in the order of their rows and columns.
+void scatter(const Chosen& source, float* to, long channels, const Geometry& of, long start, long stop) {
+    const Axis &rows = of.rows, &columns = of.columns;
+    long *down = scratch<long>(0, of.last() + 1), *along = scratch<long>(1, of.last() + 1);
+    for (long place = 0; place <= of.last(); place++) {
+        down[place] = place / columns.kernel * rows.dilation;
+        along[place] = place % columns.kernel * columns.dilation;
+    }
+    for (long plane = start; plane < stop; plane++) {
+        float* out = to + plane * rows.size * columns.size;
+        memset(out, 0, rows.size * columns.size * sizeof(float));
+        for (long i = 0; i < rows.out; i++) {
+            auto window = source.row(plane / channels, plane % channels, i).window(0);
+            for (long j = 0; j < columns.out; j++) {
+                long place = window.offsets[j];
+                long row = rows.begin(i) + down[place], column = columns.begin(j) + along[place];
+                bool inside = row >= 0 && row < rows.size && column >= 0 && column < columns.size;
+                if (inside && (!window.y || window.y[j] > 0)) out[row * columns.size + column] += window.g[j];
+            }
+        }
+    }
+}
+
+void scatter(const Shared& source, float* to, long channels, const Geometry& of, long start, long stop) {
+    const Axis &rows = of.rows, &columns = of.columns;
+    Bounds inside(columns, 0);
+    for (long plane = start; plane < stop; plane++) {
+        float* out = to + plane * rows.size * columns.size;
+        memset(out, 0, rows.size * columns.size * sizeof(float));
+        for (long i = 0; i < rows.out; i++) {
+            long top = rows.begin(i) + rows.first(i), bottom = rows.begin(i) + rows.stop(i);
+            auto windows = source.row(plane / channels, plane % channels, i);
+            for (long j = 0; j < columns.out; j++) {
+                auto window = windows.window(j);
+                Vector slope = broadcast(*window.g * window.share);
+                for (long row = top; row < bottom; row++)
+                    by_vectors(inside.first(j), inside.stop(j), [&](long place, long lanes) {
+                        float* target = out + row * columns.size + columns.begin(j) + place;
+                        store_some(target, load_some(target, lanes) + slope, lanes);
+                    });
+            }
         }
     }
 }
 
 template <class Source>
-void gather_planes(Source source, float* to, long channels, const Geometry& of, long start, long stop) {
-    const Axis &rows = of.rows, &columns = of.columns;
-    Containing above(rows, 0);
-    bool pairs = columns.tiles() && columns.kernel == 2;
-    for (long unit = start; unit < stop; unit++) {
-        long plane = unit / rows.size, n = plane / channels, c = plane % channels, row = unit % rows.size;
-        float* out = to + unit * columns.size;
-        memset(out, 0, columns.size * sizeof(float));
-        for (long k = above.begin(row); k < above.end(row); k++)
-            for (long j = 0; j < columns.out; j += WIDTH) {
-                long i = above.windows[k], number = above.places[k] * columns.kernel;
-                long lanes = columns.out - j < WIDTH ? columns.out - j : WIDTH;
-                source.load(n, c, i, j, lanes);
-                if (pairs && lanes == WIDTH && 2 * (j + WIDTH) <= columns.size) {
-                    float left[WIDTH], right[WIDTH];
-                    store(left, source.at(number));
-                    store(right, source.at(number + 1));
-                    for (int lane = 0; lane < WIDTH; lane++) {
-                        out[2 * (j + lane)] += left[lane];
-                        out[2 * (j + lane) + 1] += right[lane];
-                    }
-                    continue;
-                }
-                for (long place = 0; place < columns.kernel; place++) {
-                    float values[WIDTH];
-                    store(values, source.at(number + place));
-                    for (long lane = 0; lane < lanes; lane++) {
-                        long at = columns.begin(j + lane) + place * columns.dilation;
-                        if (at >= 0 && at < columns.size) out[at] += values[lane];
-                    }
-                }
-            }
-    }
+void hand_back(const Source& source, const Array* dx, const Geometry& of, bool last, long start, long stop) {
+    long channels = dx->shape[1];
+    if (last)
+        gather_pixels(source, dx->floats(), channels, of, start, stop);
+    else if (of.rows.tiles() && of.columns.tiles() && of.columns.kernel == 2)
+        part_pairs(source, dx->floats(), channels, of, start, stop);
+    else
+        scatter(source, dx->floats(), channels, of, start, stop);
 }
 
 }  // namespace
@@ -275,42 +469,55 @@ KERNEL void pool_max(const Array* x, const Array* y, const Array* offsets, const
     Geometry of(about);
     float* values = y->floats();
     uint8_t* numbers = offsets == gn_none ? nullptr : offsets->data<uint8_t>();
-    each_window(x, of, last, start, stop, [&](const Places& places, auto load, long lanes, long at) {
-        Vector most = broadcast(-INFINITY);
-        IntVector number = {};
-        auto compare = [&](long place) {
-            Vector value = load(places.bytes[place]);
-            IntVector better = (value > most) | (value != value);
-            most = select(better, value, most);
-            number = better ? IntVector{} + places.numbers[place] : number;
-        };
-        for (long place = 0; place < places.count; place++) compare(place);
-        store_some(values + at, most, lanes);
-        if (numbers) store_bytes(numbers + at, most != most ? IntVector{} + of.last() : number, lanes);
-    });
+    auto step = [&](const Places& places, auto load, long lanes, long at, auto vectors) {
+        Vector most[vectors];
+        IntVector number[vectors];
+        for (int v = 0; v < vectors; v++) most[v] = broadcast(-INFINITY), number[v] = IntVector{};
+        for (long place = 0; place < places.count; place++)
+            for (int v = 0; v < vectors; v++) {
+                Vector value = load(place, v);
+                IntVector better = (value > most[v]) | (value != value);
+                most[v] = select(better, value, most[v]);
+                number[v] = better ? IntVector{} + places.numbers[place] : number[v];
+            }
+        for (int v = 0; v < vectors; v++) {
+            store_some(values + at + v * WIDTH, most[v], lanes);
+            if (!numbers) continue;
+            IntVector known = most[v] != most[v] ? IntVector{} + of.last() : number[v];
+            store_bytes(numbers + at + v * WIDTH, known, lanes);
+        }
+    };
+    each_window(x, of, -INFINITY, last, start, stop, step);
 }
 
-// y = the sum of each window of x, times a factor.
+// y = the sum of each window of x, times a factor; of adaptive windows, divided by their size.
 KERNEL void pool_sum(const Array* x, const Array* y, const Array* about, float factor, int last, long start, long stop) {
     Geometry of(about);
     float* values = y->floats();
-    each_window(x, of, last, start, stop, [&](const Places& places, auto load, long lanes, long at) {
-        Vector sum = {};
-        for (long place = 0; place < places.count; place++) sum += load(places.bytes[place]);
-        store_some(values + at, sum * factor, lanes);
-    });
+    if (!last && of.columns.is_long()) {
+        sum_long(x, values, of, factor, start, stop);
+        return;
+    }
+    auto step = [&](const Places& places, auto load, long lanes, long at, auto vectors) {
+        Vector sums[vectors] = {};
+        for (long place = 0; place < places.count; place++)
+            for (int v = 0; v < vectors; v++) sums[v] += load(place, v);
+        float share = of.columns.stride ? factor : factor / places.count;
+        for (int v = 0; v < vectors; v++) store_some(values + at + v * WIDTH, sums[v] * share, lanes);
+    };
+    each_window(x, of, 0, last, start, stop, step);
 }
 
 // dx = g where the maxima were that `offsets` tells of, and where y > 0 unless that is None.
 KERNEL void pool_unpool(const Array* g, const Array* offsets, const Array* y, const Array* dx, const Array* about, int last, long start, long stop) {
     Geometry of(about);
-    Chosen source{g, offsets, y, {}, {}};
-    (last ? gather_channels<Chosen> : gather_planes<Chosen>)(source, dx->floats(), g->shape[1], of, start, stop);
+    Chosen source{g, offsets, y};
+    hand_back(source, dx, of, last, start, stop);
 }
 
-// dx = the sum of g over all windows that an element is in, times a factor.
+// dx = the sum of g over all windows that an element is in, times a factor; adaptive windows' divided by their size.
 KERNEL void pool_spread(const Array* g, const Array* dx, const Array* about, float factor, int last, long start, long stop) {
     Geometry of(about);
-    Shared source{g, factor, {}};
-    (last ? gather_channels<Shared> : gather_planes<Shared>)(source, dx->floats(), g->shape[1], of, start, stop);
+    Shared source{g, factor, &of};
+    hand_back(source, dx, of, last, start, stop);
 }
