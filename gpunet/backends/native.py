@@ -124,7 +124,10 @@ def _compiled(name: str) -> Path:
 def _sanitizer() -> list[str]:
     """Flags for the sanitizer that $GPUNET_CPU_SANITIZE names; its runtime must be preloaded."""
     kind = os.environ.get("GPUNET_CPU_SANITIZE")
-    return ["-g", "-O1", f"-fsanitize={kind}", "-fno-sanitize-recover=all"] if kind else []
+    if not kind:
+        return []
+    kind = "address,undefined" if kind == "address" else kind
+    return ["-g", "-O1", f"-fsanitize={kind}", "-fno-sanitize-recover=all"]
 
 
 def _functions(loaded: ctypes.CDLL, text: str) -> dict[str, Any]:
