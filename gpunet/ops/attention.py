@@ -8,6 +8,7 @@ which are differentiable.
 
 from __future__ import annotations
 
+import sys
 from functools import cache, partial
 from math import prod
 from typing import Any
@@ -169,12 +170,12 @@ def _leading(*arrays: np.ndarray) -> tuple[int, ...]:
     return np.broadcast_shapes(*(a.shape[:-2] for a in arrays))
 
 
-def _fit(q: Any, k: Any, v: Any, mask: Any, dropout: float) -> bool:
+def _fit(q: Any, k: Any, v: Any, mask: Any) -> bool:
     """Whether the CPU's kernels take these; where shapes do not fit, the reference says so."""
     return (
         q.dtype == k.dtype == v.dtype == float32
+        and sys.byteorder == "little"
         and (mask is None or mask.dtype in (float32, "bool"))
-        and not dropout
         and q.size > 0 and k.size > 0 and v.size > 0
         and min(q.ndim, k.ndim, v.ndim) >= 2
         and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]
@@ -197,6 +198,11 @@ def _kind(mask: Any) -> int:
     return 0 if mask is None else 1 if mask.dtype == "bool" else 2
 
 
+def _draw(dropout: float, key: Any) -> tuple[Any, ...]:
+    """The probability and the key, as the kernels take them."""
+    return (dropout, key.seed, *key.stream, key.offset) if dropout else (0.0, 0, 0, 0, 0, 0)
+
+
 def _by_position(q: np.ndarray, features: int) -> np.ndarray:
     """An empty array (*leading, length, features), with the leading axes and the length of q, in whose memory heads lie
     within positions, so that to put them side by side is no work; and positions within samples, or as they do in q.
@@ -215,9 +221,7 @@ def _split(work: Any, units: int, items: int, q: np.ndarray, k: np.ndarray, v: n
     threads.split(units, work, items * multiplications // 40)
 
 
-@attention.kernel(
-    "attention", platform="cpu", when=lambda q, k, v, mask=None, *, dropout, **_: _fit(q, k, v, mask, dropout)
-)
+@attention.kernel("attention", platform="cpu", when=lambda q, k, v, mask=None, **_: _fit(q, k, v, mask))
 def _(native, q, k, v, mask=None, *, scale, causal, dropout, key):
     leading = _leading(q, k, v)
     if mask is not None:
@@ -227,7 +231,8 @@ def _(native, q, k, v, mask=None, *, scale, causal, dropout, key):
     y = _by_position(q, v.shape[-1])
     logarithm = np.empty(y.shape[:-1], float32)
     items = prod(leading)
-    work = partial(native.attention, q, k, v, mask, y, logarithm, _kind(mask), causal, scale)
+    how = (_kind(mask), causal, scale, *_draw(dropout, key))
+    work = partial(native.attention, q, k, v, mask, y, logarithm, *how)
     _split(work, items * native.attention_blocks(q), items, q, k, v, 2)
     return y, logarithm
 
@@ -235,8 +240,8 @@ def _(native, q, k, v, mask=None, *, scale, causal, dropout, key):
 @attention_grad.kernel(
     "attention",
     platform="cpu",
-    when=lambda g, g_logarithm, y, logarithm, q, k, v, mask=None, *, dropout, **_: (
-        g is not None and g_logarithm is None and g.dtype == float32 and _fit(q, k, v, mask, dropout)
+    when=lambda g, g_logarithm, y, logarithm, q, k, v, mask=None, **_: (
+        g is not None and g_logarithm is None and g.dtype == float32 and _fit(q, k, v, mask)
     ),
 )
 def _(native, g, _g_logarithm, y, logarithm, q, k, v, mask=None, *, scale, causal, dropout, key):
@@ -245,9 +250,8 @@ def _(native, g, _g_logarithm, y, logarithm, q, k, v, mask=None, *, scale, causa
     g, q, k, v = (_as_rows(a, leading) for a in (g, q, k, v))
     gradients = _gradients_for(q, k, v)
     items = prod(leading)
-    work = partial(
-        native.attention_grad, g, q, k, v, mask, y, logarithm, *gradients, _kind(mask), causal, scale
-    )  # fmt: skip
+    how = (_kind(mask), causal, scale, *_draw(dropout, key))
+    work = partial(native.attention_grad, g, q, k, v, mask, y, logarithm, *gradients, *how)
     _split(work, items, items, q, k, v, 5)
     return gradients
 

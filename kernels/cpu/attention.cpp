@@ -14,6 +14,7 @@
 // leave out the vectors of queries before it.
 #include "flat.h"
 #include "math.h"
+#include "philox.h"
 
 #include <algorithm>
 #include <utility>
@@ -211,6 +212,23 @@ struct Mask {
     }
 };
 
+// Which of the weights are dropped: numbers as of an array (items, queries, keys).
+struct Dropout {
+    Draw draw;
+    uint32_t least;
+    float scale;  // of what is kept; 0: nothing is dropped
+
+    Dropout(float p, Draw draw) : draw(draw), least(threshold(p)), scale(p > 0 ? 1.0f / (1.0f - p) : 0.0f) {}
+
+    // What to multiply the weights of one query by, those of `count` elements from number `first` on.
+    void factors(uint64_t first, long count, float* out) const {
+        uint32_t numbers[KEYS + 16];
+        long before = first % 8;
+        draw.numbers(first / 8, (before + count + 7) / 8, numbers);
+        for (long i = 0; i < count; i++) out[i] = numbers[before + i] >> 8 >= least ? scale : 0.0f;
+    }
+};
+
 // --- blocks
 
 // What a block of queries needs to find its scores.
@@ -221,6 +239,7 @@ struct Block {
     long first, count, vectors;
     bool causal;
     Rows packed;  // (features, QUERIES), already scaled
+    Rows kept;    // (KEYS, QUERIES), for dropout
 
     void pack(Rows q, float scale) {
         transpose(count, features,
@@ -273,6 +292,18 @@ struct Block {
     }
 };
 
+// What dropout multiplies the weights (keys, QUERIES) of a strip by. `row` is the number of the block's first query
+// among those of all items.
+void drop(const Dropout& dropout, const Block& block, long row, long length, long key, long keys, long vector) {
+    float factors[QUERIES * KEYS];
+    long column = vector * WIDTH;
+    for (long i = column; i < block.count; i++)
+        dropout.factors(uint64_t(row + i) * length + key, keys, factors + i * KEYS);
+    transpose(block.count - column, keys,
+              [&](long i, long j, long lanes) { return load_some(factors + (column + i) * KEYS + j, lanes); },
+              [&](long j, long i, long, Vector kept) { store(block.kept[j] + column + i, kept); });
+}
+
 // Parts of this thread's scratch memory, one after another.
 struct Memory {
     float* next;
@@ -291,19 +322,20 @@ struct Memory {
 KERNEL long attention_blocks(const Array* q) { return (length_of(q) + QUERIES - 1) / QUERIES; }
 
 // y and logarithm, for the blocks of queries from `start` to `stop`, of all items one after another.
-KERNEL void attention(const Array* q, const Array* k, const Array* v, const Array* mask, const Array* y, const Array* logarithm, long kind, long causal, float scale, long start, long stop) {
+KERNEL void attention(const Array* q, const Array* k, const Array* v, const Array* mask, const Array* y, const Array* logarithm, long kind, long causal, float scale, float p, long seed, long stream0, long stream1, long stream2, long offset, long start, long stop) {
     long features = width_of(q), outputs = width_of(v), queries = length_of(q), keys = length_of(k);
     long blocks = attention_blocks(q);
-    Memory memory((features + outputs + KEYS) * QUERIES);
+    Dropout dropout(p, Draw(seed, stream0, stream1, stream2, offset));
+    Memory memory((features + outputs + 2 * KEYS) * QUERIES);
     Rows packed = memory.rows(features, QUERIES), sums = memory.rows(outputs, QUERIES);
-    Rows scores = memory.rows(KEYS, QUERIES);
+    Rows scores = memory.rows(KEYS, QUERIES), kept = memory.rows(KEYS, QUERIES);
     for (long unit = start; unit < stop; unit++) {
         // Later blocks see more keys where the mask is causal, so early and late ones take turns.
         long item = unit / blocks, turn = unit % blocks, number = turn % 2 ? blocks - 1 - turn / 2 : turn / 2;
         long first = number * QUERIES, count = std::min(QUERIES, queries - first);
         Rows values = rows_of(v, item), out = rows_of(y, item);
         Block block{Mask(mask, item, kind), rows_of(k, item), features, first, count, vectors_of(count), bool(causal),
-                    packed};
+                    packed, kept};
         block.pack(rows_of(q, item), scale);
         memset(sums.start, 0, outputs * QUERIES * sizeof(float));
         Vector most[ACROSS], totals[ACROSS] = {};
@@ -331,6 +363,12 @@ KERNEL void attention(const Array* q, const Array* k, const Array* v, const Arra
                 store(factors + i * WIDTH, factor);
             }
             long column = vector * WIDTH;
+            if (dropout.scale) {
+                drop(dropout, block, item * queries + first, keys, key, height, vector);
+                for (long j = 0; j < height; j++)
+                    for (long i = column; i < block.vectors * WIDTH; i += WIDTH)
+                        store(scores[j] + i, load(scores[j] + i) * load(kept[j] + i));
+            }
             multiply({values[key], 1, values.stride}, outputs, height, scores.from(0, column), block.vectors - vector,
                      sums.from(0, column), true, factors + column);
         });
@@ -349,15 +387,16 @@ KERNEL void attention(const Array* q, const Array* k, const Array* v, const Arra
 }
 
 // The gradients dq, dk and dv, for the items from `start` to `stop`.
-KERNEL void attention_grad(const Array* g, const Array* q, const Array* k, const Array* v, const Array* mask, const Array* y, const Array* logarithm, const Array* dq, const Array* dk, const Array* dv, long kind, long causal, float scale, long start, long stop) {
+KERNEL void attention_grad(const Array* g, const Array* q, const Array* k, const Array* v, const Array* mask, const Array* y, const Array* logarithm, const Array* dq, const Array* dk, const Array* dv, long kind, long causal, float scale, float p, long seed, long stream0, long stream1, long stream2, long offset, long start, long stop) {
     long features = width_of(q), outputs = width_of(v), queries = length_of(q), keys = length_of(k);
     long wide_features = rounded(features), wide_outputs = rounded(outputs);
     bool whole = features == wide_features && outputs == wide_outputs;  // else sums need more room than dk and dv have
-    Memory memory((features + outputs + features + 2 * KEYS + wide_features + wide_outputs) * QUERIES +
+    Memory memory((features + outputs + features + 3 * KEYS + wide_features + wide_outputs) * QUERIES +
                   (whole ? 0 : keys * (wide_features + wide_outputs)));
     Rows packed = memory.rows(features, QUERIES), packed_g = memory.rows(outputs, QUERIES);
     Rows sums = memory.rows(features, QUERIES);
-    Rows weights = memory.rows(KEYS, QUERIES), slopes = memory.rows(KEYS, QUERIES);
+    Rows weights = memory.rows(KEYS, QUERIES), slopes = memory.rows(KEYS, QUERIES), kept = memory.rows(KEYS, QUERIES);
+    Dropout dropout(p, Draw(seed, stream0, stream1, stream2, offset));
     Rows q_rows = memory.rows(QUERIES, wide_features), g_rows = memory.rows(QUERIES, wide_outputs);
     float shared[QUERIES], logarithms[QUERIES];
     for (long item = start; item < stop; item++) {
@@ -373,7 +412,7 @@ KERNEL void attention_grad(const Array* g, const Array* q, const Array* k, const
         for (long first = 0; first < queries; first += QUERIES) {
             long count = std::min(QUERIES, queries - first);
             Block block{Mask(mask, item, kind), rows_of(k, item), features, first, count, vectors_of(count),
-                        bool(causal), packed};
+                        bool(causal), packed, kept};
             block.pack(q_item, scale);
             transpose(count, outputs, [&](long i, long d, long lanes) { return load_some(g_item[first + i] + d, lanes); },
                       [&](long d, long i, long, Vector column) { store(packed_g[d] + i, column); });
@@ -399,11 +438,13 @@ KERNEL void attention_grad(const Array* g, const Array* q, const Array* k, const
                 block.scores(key, height, vector, weights);
                 multiply({values[key], values.stride, 1}, height, outputs, packed_g.from(0, column), across,
                          slopes.from(0, column), false);
+                if (dropout.scale) drop(dropout, block, item * queries + first, keys, key, height, vector);
                 for (long j = 0; j < height; j++)
                     for (long i = column; i < block.vectors * WIDTH; i += WIDTH) {
-                        Vector weight = exp(load(weights[j] + i) - load(logarithms + i));
-                        store(weights[j] + i, weight);
-                        store(slopes[j] + i, weight * (load(slopes[j] + i) - load(shared + i)));
+                        Vector weight = exp(load(weights[j] + i) - load(logarithms + i)), slope = load(slopes[j] + i);
+                        Vector factor = dropout.scale ? load(kept[j] + i) : broadcast(1.0f);
+                        store(weights[j] + i, weight * factor);
+                        store(slopes[j] + i, weight * (slope * factor - load(shared + i)));
                     }
                 multiply({weights[0] + column, QUERIES, 1}, height, count - column, g_rows.from(column, 0),
                          wide_outputs / WIDTH, v_sums.from(key, 0), true);
