@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ContextDecorator
+from contextlib import AbstractContextManager, ContextDecorator, nullcontext
 from functools import partial
 from itertools import count
 from operator import attrgetter
@@ -180,17 +180,22 @@ def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
     kind = None
     tracked = weak = False
     raw: list[Any] = []
+    nodes: list[Node | None] = []
     for a in args:
         if isinstance(a, Tensor):
-            if a._node is not None:
+            node = a._node
+            nodes.append(node)
+            if node is not None:
                 tracked = True
             a = a.data
             if type(a) is not kind:
                 if kind is not None:
                     raise _mixed(op, args)
                 kind = type(a)
-        elif type(a) is float:
-            weak = True
+        else:
+            nodes.append(None)
+            if type(a) is float:
+                weak = True
         raw.append(a)
     if weak and op.promotes:
         raw = [
@@ -198,7 +203,7 @@ def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
         ]
     run = op.implementations.get(kind) or op.implementation(kind)  # type: ignore[arg-type]
     try:
-        y = run(*raw, **params)
+        y = run(*raw, **params) if params else run(*raw)
     except (ShapeError, DTypeError, DeviceError):
         raise
     except (ValueError, TypeError, IndexError) as error:
@@ -210,13 +215,23 @@ def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
         raise DTypeError(f"{op.name}: expected Tensors or arrays, got {given}") from error
     if type(y) is not kind:
         if type(y) is tuple:
-            return _wrap_several(op, args, params, y, tracked)
+            return _wrap_several(op, args, params, y, nodes)
         y = backend_of_type(type(y)).array_from(y)
     out = _new(Tensor)
     out.data = y
     out._memory = None
     if tracked and op.derivative is not None and (not _blocks or _mode.enabled) and y.dtype.kind == "f":
-        out._node = _node(op, args, params, y)
+        out._node = node = _new(Node)
+        node.op = op
+        node.shape = y.shape
+        node.dtype = y.dtype
+        node.inputs = nodes
+        node.saved = args if op.keeps_all else _saved(op, args, nodes)
+        node.params = params
+        node.output = y if op.keeps_output else None
+        node.memory = node.grad = None
+        node.retains_grad = False
+        node.made = _clock()
     else:
         out._node = None
     if op.view and (y.base is not None or y is raw[0]):  # else it is a copy, as of x[[0, 1]]
@@ -236,7 +251,7 @@ def record_one(op: Op, x: Tensor) -> Any:
         return record(op, (x,), {})  # which prepares what was not there yet, or fails again and explains why
     if type(y) is not kind:
         if type(y) is tuple:
-            return _wrap_several(op, (x,), {}, y, x._node is not None)
+            return _wrap_several(op, (x,), {}, y, [x._node])
         y = backend_of_type(type(y)).array_from(y)
     out = _new(Tensor)
     out.data = y
@@ -315,36 +330,17 @@ for _name, _op in {"add": ew.add, "sub": ew.subtract, "mul": ew.multiply, "trued
     setattr(Tensor, f"__r{_name}__", _reflected(_op))
 
 
-def _node(op: Op, args: tuple[Any, ...], params: dict[str, Any], y: Any) -> Node:
-    node, nodes = _new(Node), _nodes_of(args)
-    node.op = op
-    node.shape = y.shape
-    node.dtype = y.dtype
-    node.inputs = nodes
-    node.saved = args if op.keeps_all else _saved(op, args, nodes)
-    node.params = params
-    node.output = y if op.keeps_output else None
-    node.memory = node.grad = None
-    node.retains_grad = False
-    node.made = _clock()
-    return node
-
-
-def _nodes_of(args: tuple[Any, ...]) -> list[Any]:
-    return [a._node if isinstance(a, Tensor) else None for a in args]
-
-
 def _saved(op: Op, args: tuple[Any, ...], nodes: Sequence[Any]) -> Sequence[Any]:
     """What to keep of the arguments: those whose values the derivative needs; of the others, what has their shape."""
-    if op.keeps_all:
-        return args
     if op.keeps_none and None not in nodes:
         return nodes
     saved = list(args)
     for i in op.drops if not op.variadic else [i for i in range(len(args)) if not op.keeps[min(i, op.arity - 1)]]:
-        a = args[i]
-        if hasattr(a, "shape"):
-            saved[i] = nodes[i] or Spec(tuple(a.shape), a.dtype)
+        node = nodes[i]
+        if node is not None:
+            saved[i] = node
+        elif hasattr(args[i], "shape"):
+            saved[i] = Spec(tuple(args[i].shape), args[i].dtype)
     return saved
 
 
@@ -363,12 +359,11 @@ def _part(whole: Node, index: int, ys: tuple[Any, ...]) -> Node:
     return Node(_Part(index, len(ys)), ys[index].shape, ys[index].dtype, (whole,))
 
 
-def _wrap_several(op: Op, args: Any, params: Any, ys: tuple[Any, ...], tracked: bool) -> Any:
+def _wrap_several(op: Op, args: Any, params: Any, ys: tuple[Any, ...], nodes: Sequence[Node | None]) -> Any:
     """Tensors for an op of several outputs: a node for the op, and one for each output that hands its gradient on."""
-    tracked = tracked and _mode.enabled and op.derivative is not None
     whole = None
-    if tracked:
-        whole = Node(op, (), ys[0].dtype, _nodes_of(args))
+    if op.derivative is not None and _mode.enabled and any(node is not None for node in nodes):
+        whole = Node(op, (), ys[0].dtype, nodes)
         whole.params, whole.saved = params, args
         if op.keeps_output:
             whole.output, whole.memory = ys, Memory(())  # one record of writes for all outputs
@@ -568,18 +563,31 @@ def _run(
     order = _reachable(pending)
     wanted = None
     results: dict[Node, Any] = {}
-    keep: Callable[[Node, Any], None] = partial(_accumulate, owned=owned)
+    keep: Callable[[Node, Any], None] = lambda node, g: _accumulate(node, g, owned)  # noqa: E731
     if targets is not None:
         wanted = _leading_to(order, targets)
         keep = partial(_collect, targets=targets, results=results, owned=owned)
 
-    data = roots[0].data
-    backend = backend_of_type(type(data))
-    with set_grad_enabled(create_graph), backend.on(backend.device_of(data)):
-        _flow(order, pending, wanted, keep, create_graph, retain_graph)
-        for leaf, g in pending.items():
-            keep(leaf, g)
+    data, before = roots[0].data, _mode.enabled
+    _blocks.append(None)
+    _mode.enabled = create_graph
+    try:
+        with _NOWHERE if type(data) is np.ndarray else _on_device_of(data):
+            _flow(order, pending, wanted, keep, create_graph, retain_graph)
+            for leaf, g in pending.items():
+                keep(leaf, g)
+    finally:
+        _mode.enabled = before
+        _blocks.pop()
     return [] if targets is None else [results.get(n) for n in targets]
+
+
+_NOWHERE = nullcontext()
+
+
+def _on_device_of(data: Any) -> AbstractContextManager[Any]:
+    backend = backend_of_type(type(data))
+    return backend.on(backend.device_of(data))
 
 
 def _seed(tensor: Tensor, gradient: Any, create_graph: bool) -> Any:
@@ -614,6 +622,7 @@ def _reachable(roots: Iterable[Node]) -> list[Node]:
     """The nodes of all ops that `roots` come from, and of `roots` themselves, the last made first."""
     seen = set(roots)
     order = [node for node in seen if node.op is not None]
+    add, append = seen.add, order.append
     for node in order:  # grows while it is walked
         inputs = node.inputs
         if inputs is None:
@@ -623,9 +632,9 @@ def _reachable(roots: Iterable[Node]) -> list[Node]:
             )
         for parent in inputs:
             if parent is not None and parent not in seen:
-                seen.add(parent)
+                add(parent)
                 if parent.op is not None:
-                    order.append(parent)
+                    append(parent)
     order.sort(key=_when_made, reverse=True)
     return order
 
@@ -663,6 +672,7 @@ def _flow(
     kind: Any = None
     xp: Any = _namespace() if create_graph else None
     known, take = pending.get, pending.pop
+    arguments: tuple[Any, ...]
     summed: set[Node] = set()  # nodes whose pending gradient is a sum made here, so that more can be added in place
     for node in order:
         g = take(node, None)
@@ -679,38 +689,43 @@ def _flow(
         if type(g) is not kind and not create_graph and type(g) is not tuple:  # the first, or from another device
             kind = type(g)
             xp = backend_of_type(kind).xp
-        whole = True  # whether what is found has the shape and dtype of the node, so that they need not be asked for
-        arguments: tuple[Any, ...] = ()
+        # Whether what is found has the shape and dtype of the node, so that they need not be asked for.
+        whole = is_pair = False
         if op.passes_on:
             found: Any = (g, g)
-        elif op.derivatives is not None:
+            whole = True
+        elif op.derivatives is None:
+            found = _differentiate(node, xp, g, create_graph)
+            arguments = ()
+        else:
             found = op.derivatives
             if type(node) is Pair and node.made > _last_written and not create_graph:
-                a, b = node.saved  # type: ignore[misc]
-                arguments = (xp, g, node.output, a.data, b.data)
-                a = b = None
+                whole = is_pair = True
+                y, (a, b) = node.output, node.saved  # type: ignore[misc]
+                a, b = a.data, b.data
             else:
-                whole = False
                 y = node.output
                 if y is None:
                     y = node
                 elif create_graph or node.memory is not None:
                     y = _output(node, create_graph)
-                arguments = (xp, g, y, *(node.saved if op.keeps_none else _values(node, create_graph)))  # type: ignore[misc]
-                y = None
-        else:
-            whole = False
-            found = _differentiate(node, xp, g, create_graph)
+                values: Any = node.saved if op.keeps_none else _values(node, create_graph)
+                arguments = (xp, g, y, *values)
         for parent, gi in zip(inputs, found):  # type: ignore[arg-type]
             if parent is None or gi is None or (wanted is not None and parent not in wanted):
                 continue
             if type(gi) is FunctionType:
-                gi = gi(*arguments)
-            same = node if whole or gi is g else gi
-            if same.shape != parent.shape:
-                gi = _unbroadcast(gi, parent.shape, op)
-            if same.dtype is not parent.dtype and same.dtype != parent.dtype:
-                gi = _cast_gradient(xp, gi, parent.dtype)
+                gi = gi(xp, g, y, a, b) if is_pair else gi(*arguments)
+            if whole:
+                if parent.shape != node.shape:
+                    gi = _unbroadcast(gi, parent.shape, op)
+                if parent.dtype is not node.dtype and parent.dtype != node.dtype:
+                    gi = _cast_gradient(xp, gi, parent.dtype)
+            else:
+                if gi.shape != parent.shape:
+                    gi = _unbroadcast(gi, parent.shape, op)
+                if gi.dtype is not parent.dtype and gi.dtype != parent.dtype:
+                    gi = _cast_gradient(xp, gi, parent.dtype)
             before = known(parent)
             if before is None:
                 pending[parent] = gi
@@ -724,7 +739,7 @@ def _flow(
         if not retain_graph:
             node.inputs = node.saved = node.output = None
         # Else they would live until the next node's gradients are there.
-        g = gi = same = before = found = None
+        g = gi = before = found = y = a = b = values = None
         arguments = ()
 
 

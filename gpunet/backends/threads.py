@@ -24,8 +24,8 @@ import numpy as np
 _LARGE = 8_000_000
 # Elementwise work on fewer numbers than this, likewise.
 _SPREAD = 200_000
-# From about here on, OpenBLAS would use several threads.
-_MULTITHREADED = 200_000
+# Products of fewer multiplications than this are none of anyone's threads: from about here on, OpenBLAS uses several.
+SMALL = 200_000
 
 _lock = threading.Lock()
 _pool: Pool | None = None
@@ -149,8 +149,8 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **option
     The parts are blocks of rows (or of columns, where there are more of them), or of the first axis of a batch, whose
     bounds depend on nothing but the shapes and the number of threads. So the result is the same at every run.
     """
-    if a.size * b.shape[-1] < _MULTITHREADED or options:
-        if out is None and a.ndim == b.ndim == 2 and not options:
+    if a.size * b.shape[-1] < SMALL or options:
+        if out is None and a.ndim == 2 and b.ndim == 2 and not options:
             return a.dot(b)  # the same, begun in half the time
         return np.matmul(a, b, out=out, **options)
     threads = pool()

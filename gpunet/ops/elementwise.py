@@ -306,20 +306,24 @@ def _one_pass(
 
     @op.kernel("elementwise", platform="cpu")
     def run_on_two(native: Any, g: Any, x: Any, **params: Any) -> Any:
-        size = x.size
-        if x.dtype != float32 or g.dtype != float32 or g.shape != x.shape:
-            return NotImplemented
-        y = np.empty_like(x)
-        if g.strides != y.strides:
-            g = _lying_as(y, g)
-        if x.strides != y.strides:
-            x = _lying_as(y, x)
-        function = choose(native, **params)
-        if size < _LITTLE:
-            function(g, x, y, 0, size)
-        else:
-            threads.split(size, partial(function, g, x, y), size // share)
-        return y
+        return _run_on_two(choose(native, **params), g, x, share)
+
+
+def _run_on_two(function: Callable[..., None], g: Any, x: Any, share: int) -> Any:
+    """What `function` makes of a gradient and an array; NotImplemented if they are not alike or not float32."""
+    size = x.size
+    if x.dtype != float32 or g.dtype != float32 or g.shape != x.shape:
+        return NotImplemented
+    y = np.empty_like(x)
+    if g.strides != y.strides:
+        g = _lying_as(y, g)
+    if x.strides != y.strides:
+        x = _lying_as(y, x)
+    if size < _LITTLE:
+        function(g, x, y, 0, size)
+    else:
+        threads.split(size, partial(function, g, x, y), size // share)
+    return y
 
 
 _LITTLE = 10_000  # elements that are certainly not worth dividing among threads
@@ -359,7 +363,15 @@ def relu_grad(xp, g, y):
 relu.vjps(_slope_at(relu_grad, result=True))
 _ZERO = np.zeros((), float32)
 _one_pass(relu, lambda native: native.relu, least=2000, share=4, otherwise=lambda x: np.maximum(x, _ZERO))
-_one_pass(relu_grad, lambda native: native.relu_grad, share=3)
+
+
+@relu_grad.kernel("elementwise", platform="cpu")
+def _(native, g, y):
+    if y.size < _LITTLE:
+        dx = np.empty(y.shape, float32)
+        if native.relu_grad_alike(g, y, dx):
+            return dx
+    return _run_on_two(native.relu_grad, g, y, share=3)
 
 
 @op

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from gpunet.backends import threads
+from gpunet.dtypes import float32
 from gpunet.errors import ShapeError
 from gpunet.ops import gemm
 from gpunet.ops.op import Traced, op
@@ -99,6 +101,30 @@ def linear(xp, x, weight, bias=None):
     return y
 
 
+@linear.kernel("linear", platform="cpu")
+def _(native, x, weight, bias):
+    return multiply_add(native, x, weight, bias, False)
+
+
+def multiply_add(native: Any, x: Any, weight: Any, bias: Any, relu: bool) -> Any:
+    """x @ weightᵀ + bias, through a ReLU if `relu`, of float32 matrices on the CPU; NotImplemented of anything else."""
+    if x.ndim != 2 or weight.ndim != 2 or x.dtype != float32 or weight.dtype != float32:
+        return NotImplemented
+    if x.shape[1] != weight.shape[1]:
+        return NotImplemented  # the reference says what is wrong
+    y = x.dot(weight.T) if x.size * len(weight) < threads.SMALL else threads.matmul(x, weight.T)
+    if bias is None and not relu:
+        return y
+    if y.size < _LITTLE:
+        return y if native.finish(y, bias, relu) else NotImplemented
+    fits = []
+    threads.split(len(y), lambda start, stop: fits.append(native.finish_rows(y, bias, relu, start, stop)), 2 * y.size)
+    return y if all(fits) else NotImplemented
+
+
+_LITTLE = 10_000  # elements that are certainly not worth dividing among threads
+
+
 def check_linear(name: str, x: Any, weight: Any, bias: Any) -> None:
     """Raise ShapeError, in the name of an op, if the arguments of `linear` do not fit each other."""
     shape = weight.shape
@@ -131,25 +157,22 @@ def _rows(a: Any) -> Any:
 
 
 def _input_gradient(xp: Any, g: Any, _y: Any, _x: Any, weight: Any, _bias: Any) -> Any:
-    return xp.matmul(g, weight) if _is_plain(g) else matmul(g, weight)
+    return xp.matmul(g, weight) if type(g) is np.ndarray else matmul(g, weight)
 
 
 def _weight_gradient(xp: Any, g: Any, _y: Any, x: Any, weight: Any, _bias: Any) -> Any:
-    product = xp.matmul if _is_plain(g) else matmul
-    x, g = _rows(x), _rows(g)
+    product = xp.matmul if type(g) is np.ndarray else matmul  # what the op would come to, without the way there
+    if g.ndim != 2:
+        x, g = _rows(x), _rows(g)
     if not isinstance(weight, Traced) and weight.flags.f_contiguous:
         return product(x.T, g).T  # in memory as the weight is, so that it need not be copied later
     return product(g.T, x)
 
 
 def _bias_gradient(xp: Any, g: Any, _y: Any, _x: Any, _weight: Any, _bias: Any) -> Any:
-    g = _rows(g)
-    return xp.sum(g, 0) if _is_plain(g) else sum(g, axis=0)
-
-
-def _is_plain(g: Any) -> bool:
-    """Whether NumPy's functions do what the ops would come to, without the way there."""
-    return type(g) is np.ndarray and g.dtype.char in "fd"
+    if g.ndim != 2:
+        g = _rows(g)
+    return xp.sum(g, 0) if type(g) is np.ndarray and g.dtype.char in "fd" else sum(g, axis=0)
 
 
 linear.vjps(_input_gradient, _weight_gradient, _bias_gradient)

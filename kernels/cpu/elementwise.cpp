@@ -61,6 +61,17 @@ KERNEL void relu_grad(const Array* g, const Array* y, const Array* dx, long star
     apply(g, y, dx, start, stop, [](Vector g, Vector y) { return g * select(y > 0, broadcast(1), Vector{}); });
 }
 
+// The same for whole arrays, if they are of the type of dx, which is without gaps in C order, and lie as it does: 1 if
+// they do, else 0. Small arrays notice how many arguments there are, and what is asked of them in Python.
+KERNEL long relu_grad_alike(const Array* g, const Array* y, const Array* dx) {
+    if (g->dtype != dx->dtype || y->dtype != dx->dtype || g->ndim != dx->ndim || y->ndim != dx->ndim) return 0;
+    for (int axis = 0; axis < dx->ndim; axis++)
+        if (g->shape[axis] != dx->shape[axis] || y->shape[axis] != dx->shape[axis]) return 0;
+    if (!alike(g, dx) || !alike(y, dx)) return 0;
+    relu_grad(g, y, dx, 0, size_of(dx));
+    return 1;
+}
+
 KERNEL void tanh_all(const Array* x, const Array* y, long start, long stop) {
     apply(x, y, start, stop, [](Vector v) { return tanh(v); });
 }
