@@ -45,8 +45,12 @@ def _is_plain(x: Any, weight: Any, bias: Any = None, **how: Any) -> bool:
         x.dtype == weight.dtype == np.float32
         and x.ndim in (3, 4)
         and (bias is None or (bias.dtype == np.float32 and bias.ndim == 1))
-        and how.get("groups", 1) <= 16
     )
+
+
+def _is_depthwise(x: Ints, out: Ints, groups: int) -> bool:
+    """Whether each channel makes one of the result, for shapes (N, C, *spatial)."""
+    return 1 < groups == x[1] == out[1]
 
 
 @op
@@ -89,6 +93,11 @@ def conv(xp, x, weight, bias=None, *, stride, padding, dilation, groups=1):
     return xp.moveaxis(y, -1, 1)
 
 
+@conv.kernel("depthwise", platform="cpu", when=_is_plain)
+def _(native, x, weight, bias, *, stride, padding, dilation, groups):
+    return _depthwise(native, x, weight, bias, False, stride, padding, dilation, groups)
+
+
 @conv.kernel("conv", platform="cpu", when=_is_plain)
 def _(native, x, weight, bias, *, stride, padding, dilation, groups):
     return _forward(native, x, weight, bias, False, False, stride, padding, dilation, groups)[0]
@@ -105,6 +114,11 @@ def _(xp, g, _y, x, weight, _bias, *, stride, padding, dilation, groups):
 def conv_relu(xp, x, weight, bias=None, *, stride, padding, dilation, groups=1):
     """The larger of `conv` and zero, in one pass."""
     return relu(conv(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups))
+
+
+@conv_relu.kernel("depthwise", platform="cpu", when=_is_plain)
+def _(native, x, weight, bias, *, stride, padding, dilation, groups):
+    return _depthwise(native, x, weight, bias, True, stride, padding, dilation, groups)
 
 
 @conv_relu.kernel("conv", platform="cpu", when=_is_plain)
@@ -136,6 +150,8 @@ def conv_relu_pool(xp, x, weight, bias=None, *, stride, padding, dilation, group
 
 @conv_relu_pool.kernel("conv", platform="cpu", when=_is_plain)
 def _(native, x, weight, bias, *, stride, padding, dilation, groups):
+    if _is_depthwise(x.shape, weight.shape[:1] * 2, groups):
+        return NotImplemented
     return _forward(native, x, weight, bias, True, True, stride, padding, dilation, groups)
 
 
@@ -207,6 +223,22 @@ def conv_input_grad(xp, g, weight, *, shape, stride, padding, dilation, groups):
     return xp.moveaxis(out[(slice(None), *inside)], -1, 1)
 
 
+@conv_input_grad.kernel("depthwise", platform="cpu", when=lambda g, weight, **how: _is_plain(g, weight))
+def _(native, g, weight, *, shape, stride, padding, dilation, groups):
+    if not _is_depthwise(shape, g.shape, groups):
+        return NotImplemented
+    _check(shape, weight.shape, stride, padding, dilation, groups)
+    about = _geometry(shape[1:], g.shape[1:], weight.shape[2:], stride, padding, dilation, groups)
+    y = np.empty((shape[0], *shape[2:], shape[1]), np.float32)
+    source, weights = _channels_last(g), _depthwise_weights(weight)
+
+    def work(start: int, stop: int) -> None:
+        native.depthwise_forward(source, weights, None, y, about, False, True, start, stop)
+
+    threads.split(shape[0], work, g.size * len(weights) // 4)
+    return _channels_first(y)
+
+
 @conv_input_grad.kernel("conv", platform="cpu", when=lambda g, weight, **how: _is_plain(g, weight))
 def _(native, g, weight, *, shape, stride, padding, dilation, groups):
     kernel = weight.shape[2:]
@@ -269,6 +301,23 @@ def conv_weight_grad(xp, x, g, *, shape, stride, padding, dilation, groups):
         total += other
     total = total.reshape(groups, *kernel, channels, outputs // groups)
     return xp.moveaxis(xp.moveaxis(total, -1, 1), -1, 2).reshape(shape)
+
+
+@conv_weight_grad.kernel("depthwise", platform="cpu", when=lambda x, g, **how: _is_plain(x, g))
+def _(native, x, g, *, shape, stride, padding, dilation, groups):
+    if not _is_depthwise(x.shape, g.shape, groups):
+        return NotImplemented
+    _outputs, _one, *kernel = shape
+    about = _geometry(x.shape[1:], g.shape[1:], tuple(kernel), stride, padding, dilation, groups)
+    source, gradient = _channels_last(x), _channels_last(g)
+
+    def add(start: int, stop: int) -> Any:
+        sums = np.zeros((prod(kernel), groups), np.float32)
+        native.depthwise_weight_sums(source, gradient, sums, about, start, stop)
+        return sums
+
+    total = _total(add, x.shape[0], g.size * prod(kernel) // 4).reshape(*kernel, 1, groups)
+    return total.transpose(total.ndim - 1, total.ndim - 2, *range(len(kernel)))
 
 
 @conv_weight_grad.kernel("conv", platform="cpu", when=lambda x, g, **how: _is_plain(x, g))
@@ -463,6 +512,32 @@ def _forward(
         raise ShapeError(f"conv: expected a bias of shape {weight.shape[:1]}, got {tuple(bias.shape)}")
     packed = _packed(native, weight, groups, few=x.shape[0] == 1 and plan.work <= 64 * weight.size)
     return _convolve(native, plan, x, packed, bias, groups, relu, pooled)
+
+
+def _depthwise(
+    native: Any, x: Any, weight: Any, bias: Any, relu: bool, stride: Ints, padding: Pairs, dilation: Ints, groups: int
+) -> Any:
+    """As `_forward`, where kernels/cpu/depthwise.cpp can do it."""
+    if not _is_depthwise(x.shape, weight.shape[:1] * 2, groups):
+        return NotImplemented
+    plan = _plan(x.shape, weight.shape, stride, padding, dilation, groups)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ShapeError(f"conv: expected a bias of shape {weight.shape[:1]}, got {tuple(bias.shape)}")
+    y = np.empty(plan.final, np.float32)
+    source, weights = _channels_last(x), _depthwise_weights(weight)
+    starts = None if bias is None else np.ascontiguousarray(bias)
+
+    def work(start: int, stop: int) -> None:
+        native.depthwise_forward(source, weights, starts, y, plan.geometry, relu, False, start, stop)
+
+    threads.split(x.shape[0], work, plan.work // 4)
+    return _channels_first(y)
+
+
+def _depthwise_weights(weight: Any) -> Any:
+    """The weight (C, 1, *kernel) as a dense array (taps, C)."""
+    last = _images(weight).transpose(2, 3, 1, 0)
+    return np.ascontiguousarray(last).reshape(-1, weight.shape[0])
 
 
 def _convolve(

@@ -147,27 +147,6 @@ KERNEL void conv_forward(const Array* x, const Array* packed, const Array* bias,
     }
 }
 
-namespace {
-
-// Along one axis, for one position of the result of a convolution of `length` elements: which taps meet an element, and
-// which. For the transposed convolution, the result is that of the gradient with respect to the input.
-struct Axis {
-    long kernel, stride, before, dilation, length;
-    bool transposed;
-
-    // The element that tap k meets, or -1.
-    long meets(long position, long k) const {
-        long i = transposed ? position + before - k * dilation : position * stride + k * dilation - before;
-        if (transposed) {
-            if (i < 0 || i % stride) return -1;
-            i /= stride;
-        }
-        return i >= 0 && i < length ? i : -1;
-    }
-};
-
-}  // namespace
-
 // As conv_forward, for the images [start, stop) of a dense x (N, H, W, C), a pixel of all images at a time.
 // transposed: shape is that of a convolution whose input is y (N, H, W, C) and whose output is x (N, OH, OW, O), and
 // this is the gradient with respect to its input; packed is turned then, but not flipped.
@@ -180,8 +159,7 @@ KERNEL void conv_gather(const Array* x, const Array* packed, const Array* bias, 
     long to_height = transposed ? g.height : g.out_height, to_width = transposed ? g.width : g.out_width;
     long all_in = transposed ? g.outputs : g.channels, all_out = transposed ? g.channels : g.outputs;
     long ins = all_in / g.groups, outs = all_out / g.groups;
-    Axis rows = {g.kernel_height, g.stride_height, g.top, g.dilation_height, height, bool(transposed)};
-    Axis columns = {g.kernel_width, g.stride_width, g.left, g.dilation_width, width, bool(transposed)};
+    Axis rows = rows_of(g, transposed), columns = columns_of(g, transposed);
     long step = channel_block(ins, g.taps(), lanes);
     constexpr long AT_A_TIME = 48;  // images: a multiple of every tile's length
     long from[AT_A_TIME], to[AT_A_TIME];
@@ -241,32 +219,31 @@ KERNEL void conv_weight_sums(const Array* x, const Array* gradient, const Array*
     long from[PLACES], to[PLACES];
     auto add = [&](const float* inputs, long tap, long length, const float* gradients, long count) {
         for (long group = 0; group < g.groups; group++) {
-            const float* rows = gradients + group * outs;
+            const float* own = gradients + group * outs;
             long apart[PLACES];
             if (ragged) {
                 float* copy = scratch(4, PLACES * all_lanes);
                 for (long i = 0; i < count; i++) {
-                    memcpy(copy + i * all_lanes, rows + to[i], outs * sizeof(float));
+                    memcpy(copy + i * all_lanes, own + to[i], outs * sizeof(float));
                     memset(copy + i * all_lanes + outs, 0, (all_lanes - outs) * sizeof(float));
                     apart[i] = i * all_lanes;
                 }
-                rows = copy;
+                own = copy;
             }
-            add_products(inputs + group * ins, from, length, rows, ragged ? apart : to, count,
+            add_products(inputs + group * ins, from, length, own, ragged ? apart : to, count,
                          sums->floats() + (group * g.taps() + tap) * ins * all_lanes, blocks, vectors);
         }
     };
     if (small) {
-        Axis row_axis = {g.kernel_height, g.stride_height, g.top, g.dilation_height, g.height, false};
-        Axis column_axis = {g.kernel_width, g.stride_width, g.left, g.dilation_width, g.width, false};
+        Axis rows = rows_of(g, false), columns = columns_of(g, false);
         for (long kh = 0; kh < g.kernel_height; kh++)
             for (long kw = 0; kw < g.kernel_width; kw++) {
                 long count = 0, tap = kh * g.kernel_width + kw;
                 for (long n = start; n < stop; n++)
                     for (long h = 0; h < g.out_height; h++) {
-                        long row = row_axis.meets(h, kh);
+                        long row = rows.meets(h, kh);
                         for (long w = 0; row >= 0 && w < g.out_width; w++) {
-                            long column = column_axis.meets(w, kw);
+                            long column = columns.meets(w, kw);
                             if (column < 0) continue;
                             from[count] = ((n * g.height + row) * g.width + column) * g.channels;
                             to[count++] = (n * pixels + h * g.out_width + w) * g.outputs;

@@ -36,6 +36,31 @@ int vectors_for(long outputs) {
 // How many pixels long: as many as there are registers for.
 constexpr int pixels_for(int vectors) { return WIDTH == 16 ? (vectors == 4 ? 6 : 12) : vectors == 4 ? 3 : vectors == 2 ? 6 : 12; }
 
+// Along one axis, for one position of the result of a convolution of `length` elements: which taps meet an element, and
+// which. For the transposed convolution, the result is that of the gradient with respect to the input.
+struct Axis {
+    long kernel, stride, before, dilation, length;
+    bool transposed;
+
+    // The element that tap k meets, or -1.
+    long meets(long position, long k) const {
+        long i = transposed ? position + before - k * dilation : position * stride + k * dilation - before;
+        if (transposed) {
+            if (i < 0 || i % stride) return -1;
+            i /= stride;
+        }
+        return i >= 0 && i < length ? i : -1;
+    }
+};
+
+Axis rows_of(const Geometry& g, bool transposed) {
+    return {g.kernel_height, g.stride_height, g.top, g.dilation_height, transposed ? g.out_height : g.height, transposed};
+}
+
+Axis columns_of(const Geometry& g, bool transposed) {
+    return {g.kernel_width, g.stride_width, g.left, g.dilation_width, transposed ? g.out_width : g.width, transposed};
+}
+
 // Weights (groups, blocks, taps, I, lanes) as gpunet/ops/conv.py hands them over: copied to lie so, or a view of weights
 // that lie (taps, I, O), in which the rows of a block are further apart than they are long.
 struct Weights {

