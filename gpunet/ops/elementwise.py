@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from gpunet.backends import threads
+from gpunet.backends.native import library
 from gpunet.dtypes import default_dtype, float32
 from gpunet.ops.op import Op, Traced, op, pass_on
 
@@ -294,7 +296,7 @@ def _one_pass(
                 return NotImplemented if otherwise is None else otherwise(x)
             y = np.empty_like(x)  # without gaps; its axes lie in memory in the same order
             if x.strides != y.strides:
-                x = _lying_as(y, x)
+                x = lying_as(y, x)
             function = choose(native, **params)
             if size < _LITTLE:
                 function(x, y, 0, size)
@@ -316,9 +318,9 @@ def _run_on_two(function: Callable[..., None], g: Any, x: Any, share: int) -> An
         return NotImplemented
     y = np.empty_like(x)
     if g.strides != y.strides:
-        g = _lying_as(y, g)
+        g = lying_as(y, g)
     if x.strides != y.strides:
-        x = _lying_as(y, x)
+        x = lying_as(y, x)
     if size < _LITTLE:
         function(g, x, y, 0, size)
     else:
@@ -329,13 +331,51 @@ def _run_on_two(function: Callable[..., None], g: Any, x: Any, share: int) -> An
 _LITTLE = 10_000  # elements that are certainly not worth dividing among threads
 
 
-def _lying_as(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+def lying_as(y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """x with its elements where those of y are in memory; a copy if it is laid out otherwise, or broadcast."""
-    if x.strides == y.strides:
+    if x.strides == y.strides and x.dtype == y.dtype:
         return x
     copy = np.empty_like(y)
-    copy[...] = x
+    if not _turn(x, None, copy):
+        copy[...] = x
     return copy
+
+
+def _turn(x: np.ndarray, a: np.ndarray | None, y: np.ndarray) -> bool:
+    """Whether x (N, C, *) and y, of its shape, lie one channels-last and the other as its axes say. Then y becomes x,
+    plus `a` if that is given, which lies as y."""
+    if x.shape != y.shape or x.ndim < 3 or not x.dtype == y.dtype == float32:
+        return False
+    n, rows = x.shape[:2]
+    columns = prod(x.shape[2:])
+    if x.flags.c_contiguous and _is_last(y):
+        pass
+    elif y.flags.c_contiguous and _is_last(x):
+        rows, columns = columns, rows
+    else:
+        return False
+    native = library("elementwise")
+    if not native.usable():
+        return False
+    threads.split(n * native.turn_strips(columns), partial(native.turn, x, a, y, rows, columns), x.size)
+    return True
+
+
+def _is_last(a: np.ndarray) -> bool:
+    return a.transpose(0, *range(2, a.ndim), 1).flags.c_contiguous
+
+
+@add.kernel("elementwise", platform="cpu", least=50_000)
+def _(native, a, b):
+    if isinstance(b, np.ndarray) and a.shape == b.shape and a.dtype == b.dtype == float32:
+        first, second = (a, b) if a.ndim < 3 or _is_last(a) else (b, a)
+        y = np.empty_like(first)
+        if first.strides == second.strides == y.strides:
+            threads.split(a.size, partial(native.add, a, b, y), a.size)
+            return y
+        if _is_last(first) and _turn(second, first, y):
+            return y
+    return np.add(a, b)
 
 
 @op

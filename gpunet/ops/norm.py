@@ -11,6 +11,7 @@ import numpy as np
 from gpunet.backends import threads
 from gpunet.dtypes import float32
 from gpunet.errors import DTypeError, ShapeError
+from gpunet.ops.elementwise import lying_as
 from gpunet.ops.op import Traced, op
 from gpunet.ops.reduce import sum
 
@@ -55,15 +56,6 @@ def _in_blocks(native: Any, x: np.ndarray) -> tuple[np.ndarray, int]:
         x = np.ascontiguousarray(x)
         blocks = native.norm_blocks(x)
     return x, blocks
-
-
-def _like(g: Any, x: np.ndarray) -> np.ndarray:
-    """g (of another layout, broadcast) as x lies in memory."""
-    if g.dtype == float32 and g.strides == x.strides:
-        return g
-    copy = np.empty_like(x)
-    copy[...] = g
-    return copy
 
 
 @op
@@ -203,7 +195,7 @@ def _gradients(xp: Any, g: Any, x: Any, weight: Any, axes: Any, eps: float, stat
 @normalize_grad.kernel("norm", platform="cpu", when=lambda g, x, weight, *, axes, **_: _is_of_channels(x, axes, weight))
 def _(native, g, x, weight, *, axes, eps, statistics):
     x, blocks = _in_blocks(native, x)
-    g = _like(g, x)
+    g = lying_as(x, g)
     mean, variance = statistics or _channel_moments(native, x, blocks)
     partials = np.empty((blocks, 2, x.shape[1]), float32)
     threads.split(blocks, partial(native.norm_grad_sums, g, x, mean, partials), x.size // 3)
@@ -226,7 +218,7 @@ def _(native, g, x, weight, *, axes, eps, statistics):
     rows = x.size // columns
     height = max(16, -(-rows // 64))  # of a block, whose sums are found on their own: the results depend on no threads
     blocks = -(-rows // height)
-    g = _like(g, x)
+    g = lying_as(x, g)
     dx = np.empty_like(x)
     partials = np.empty((blocks, 2, columns), float32)
     work = partial(native.rows_grad, g, x, weight, dx, partials, rows, columns, height, eps)

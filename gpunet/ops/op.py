@@ -47,6 +47,7 @@ class Kernel(NamedTuple):
     name: str
     when: Callable[..., bool] | None
     launch: Callable[..., Any]
+    least: int
 
 
 class _Mode(threading.local):
@@ -106,6 +107,7 @@ class Op:
         self.defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
         self.derivative: Callable[..., Any] | None = None
         self.derivatives: tuple[Callable[..., Any], ...] | None = None  # for each input, where they are separate
+        self.raw_derivative: Callable[..., Any] | None = None  # what `vjp_of_arrays` was given
         self.passes_on = False  # whether the gradient of the output, as it is, is that of both inputs
         self.keeps_output = False
         self.keeps: tuple[bool, ...] = ()  # for each input: whether the derivative needs its value
@@ -185,6 +187,15 @@ class Op:
         self.passes_on = all(d is pass_on for d in derivatives)
         self._keep(keeps)
 
+    def vjp_of_arrays(self, derivative: Callable[..., Any]) -> Callable[..., Any]:
+        """Declare what a vector-Jacobian product comes to on raw arrays: `derivative(xp, g, y, wanted, *inputs)`.
+
+        For ops without other parameters, beside `vjp` or `vjps`, which say which values are kept. It returns a tuple with
+        an entry for each input, which may be None where `wanted` has None.
+        """
+        self.raw_derivative = derivative
+        return derivative
+
     def _keep(self, keeps: Iterable[bool]) -> None:
         self.keeps = tuple(keeps)
         self.drops = tuple(i for i, keep in enumerate(self.keeps) if not keep)
@@ -192,17 +203,20 @@ class Op:
         self.keeps_none = not any(self.keeps)
 
     def kernel(
-        self, name: str, *, platform: str = "cuda", when: Callable[..., bool] | None = None
+        self, name: str, *, platform: str = "cuda", when: Callable[..., bool] | None = None, least: int = 0
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Declare a kernel candidate: `launch(launcher(name), *arrays, **params)`, used where `when(*arrays, **params)`
         is true or there is none, unless it returns NotImplemented.
 
         Candidates are tried in the order of their declaration. On the platform "cpu", launcher(name) holds the
         functions of kernels/cpu/NAME.cpp.
+
+        An op of two arrays whose only candidate says `least` has no kernels where the first is not an array of so many
+        elements; to find that out costs next to nothing.
         """
 
         def declare(launch: Callable[..., Any]) -> Callable[..., Any]:
-            self.kernels.append(Kernel(platform, name, when, launch))
+            self.kernels.append(Kernel(platform, name, when, launch, least))
             self.implementations.clear()
             return launch
 
@@ -231,7 +245,8 @@ class Op:
             usable = getattr(functions, "usable", None)
             candidates.append((kernel.when, usable, backend.implement(partial(kernel.launch, functions))))
         defaults, count = self.defaults, len(self.param_names)
-        simple = not count and len(candidates) == 1 and candidates[0][0] is None
+        least = kernels[0].least
+        simple = not count and len(candidates) == 1 and candidates[0][0] is None and not least
 
         def dispatch(*args: Any, **params: Any) -> Any:
             mode = _mode.kernels if _blocks else "auto"
@@ -253,7 +268,7 @@ class Op:
                     raise DeviceError(f"{self.name}: none of its kernels applies to {describe(args)}, {params}")
             return reference(*args, **params)
 
-        return dispatch
+        return _by_size(least, reference, dispatch) if least else dispatch
 
     def _bind(self, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """All arrays by position (None for those left out) and all parameters by name."""
@@ -284,6 +299,20 @@ def _quick(launch: Callable[..., Any], dispatch: Callable[..., Any], reference: 
             return dispatch(*args)
         y = launch(*args)
         return reference(*args) if y is NotImplemented else y
+
+    return run
+
+
+def _by_size(least: int, small: Callable[..., Any], large: Callable[..., Any]) -> Any:
+    """`large` where the first of two arguments is an array of `least` elements or more."""
+
+    def run(a: Any, b: Any) -> Any:
+        try:
+            if a.size < least:
+                return small(a, b)
+        except AttributeError:  # a number
+            return small(a, b)
+        return large(a, b)
 
     return run
 

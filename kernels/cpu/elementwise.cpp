@@ -1,7 +1,7 @@
-// Activations and their gradients, one pass each.
+// Activations and their gradients, one pass each; sums; and copies of another layout.
 //
-// The arrays of a call lie alike and without gaps in memory, in whatever order of axes; a range of elements is one of
-// their memory. What is computed of an element does not depend on where a range begins.
+// But for these, the arrays of a call lie alike and without gaps in memory, in whatever order of axes; a range of
+// elements is one of their memory. What is computed of an element does not depend on where a range begins.
 #include "flat.h"
 #include "math.h"
 
@@ -51,6 +51,35 @@ template <class Function> void apply(const Array* a, const Array* b, const Array
 Vector tanh_of_cubic(Vector z) { return tanh(TANH_SCALE * (z + CUBIC * z * z * z)); }
 
 }  // namespace
+
+KERNEL void add(const Array* a, const Array* b, const Array* y, long start, long stop) {
+    apply(a, b, y, start, stop, [](Vector a, Vector b) { return a + b; });
+}
+
+// How many units of work a matrix of so many columns is for `turn`: each is as many columns as a vector has lanes.
+KERNEL long turn_strips(long columns) { return (columns + WIDTH - 1) / WIDTH; }
+
+// y = x transposed, plus `a`, which lies as y does, unless it is None. x is a number of matrices (rows, columns), one
+// after the other.
+KERNEL void turn(const Array* x, const Array* a, const Array* y, long rows, long columns, long start, long stop) {
+    long strips = turn_strips(columns);
+    const float* others = optional(a);
+    for (long unit = start; unit < stop; unit++) {
+        long matrix = unit / strips * rows * columns, column = unit % strips * WIDTH;
+        long width = columns - column < WIDTH ? columns - column : WIDTH;
+        by_vectors(0, rows, [&](long row, long height) {
+            const float* from = x->floats() + matrix + row * columns + column;
+            Vector square[WIDTH] = {};
+            for (long i = 0; i < height; i++) square[i] = load_some(from + i * columns, width);
+            transpose(square);
+            for (long i = 0; i < width; i++) {
+                long at = matrix + (column + i) * rows + row;
+                Vector values = others ? square[i] + load_some(others + at, height) : square[i];
+                store_some(y->floats() + at, values, height);
+            }
+        });
+    }
+}
 
 KERNEL void relu(const Array* x, const Array* y, long start, long stop) {
     apply(x, y, start, stop, [](Vector v) { return select(v <= 0, Vector{}, v); });

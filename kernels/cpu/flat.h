@@ -86,6 +86,32 @@ inline Vector keep_some(Vector v, long count) {
 #endif
 }
 
+// a0, b0, a1, b1, ...: the first half and the second.
+inline void interleave(Vector a, Vector b, Vector& first, Vector& second) {
+#if defined(__AVX512F__)
+    first = _mm512_permutex2var_ps(a, _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0), b);
+    second =
+        _mm512_permutex2var_ps(a, _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8), b);
+#else
+    float left[WIDTH], right[WIDTH], both[2 * WIDTH];
+    store(left, a);
+    store(right, b);
+    for (int i = 0; i < WIDTH; i++) both[2 * i] = left[i], both[2 * i + 1] = right[i];
+    first = load(both), second = load(both + WIDTH);
+#endif
+}
+
+// A square of vectors as rows becomes the one of its columns. Cards, cut into halves and shuffled one by one, move as
+// their numbers' bits rotate; after as many times as a lane's number has bits, row and lane have changed places.
+inline void transpose(Vector (&square)[WIDTH]) {
+    for (int bits = 1; bits < WIDTH; bits *= 2) {
+        Vector shuffled[WIDTH];
+        for (int i = 0; i < WIDTH / 2; i++)
+            interleave(square[i], square[i + WIDTH / 2], shuffled[2 * i], shuffled[2 * i + 1]);
+        for (int i = 0; i < WIDTH; i++) square[i] = shuffled[i];
+    }
+}
+
 // step(at, lanes) for vectors from `start` to `stop`. All but the last are whole, and a constant tells the compiler so.
 template <class Step> inline void by_vectors(long start, long stop, Step step) {
     long at = start;

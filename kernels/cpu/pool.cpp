@@ -80,21 +80,6 @@ template <int STRIDE> inline Vector load_apart(const float* p, long stride, long
     return load(found);
 }
 
-// a0, b0, a1, b1, ...: the first half and the second.
-inline void interleave(Vector a, Vector b, Vector& first, Vector& second) {
-#if defined(__AVX512F__)
-    first = _mm512_permutex2var_ps(a, _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0), b);
-    second =
-        _mm512_permutex2var_ps(a, _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8), b);
-#else
-    float left[WIDTH], right[WIDTH], both[2 * WIDTH];
-    store(left, a);
-    store(right, b);
-    for (int i = 0; i < WIDTH; i++) both[2 * i] = left[i], both[2 * i + 1] = right[i];
-    first = load(both), second = load(both + WIDTH);
-#endif
-}
-
 // --- forward
 
 // Where the places of each window along an axis begin and end that are inside.

@@ -127,3 +127,48 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch: pytest.MonkeyPat
         gn.set_num_threads(before)
     for one, three in zip(*results, strict=True):
         np.testing.assert_array_equal(one, three)
+
+
+def laid(x: np.ndarray, how: str) -> np.ndarray:
+    """The same values, otherwise in memory."""
+    if how == "channels-last":
+        return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+    if how == "strided":
+        return np.repeat(x, 2, axis=-1)[..., ::2]
+    return x
+
+
+@pytest.mark.parametrize("second", ["channels-first", "channels-last", "strided"])
+@pytest.mark.parametrize("first", ["channels-first", "channels-last", "strided"])
+@pytest.mark.parametrize(
+    "shape", [(250, 203), (9, 37, 157), (3, 33, 23, 29), (60, 1, 30, 30), (1, 60_000, 1, 1)], ids=str
+)
+def test_large_sums(shape: tuple[int, ...], first: str, second: str) -> None:
+    a, b = (laid(values(math.prod(shape)).reshape(shape), how) for how in (first, second))
+    with gn.kernels("force"):
+        y = ew.add(a, b)
+    np.testing.assert_array_equal(y, np.add(a, b))
+    assert y.dtype == np.float32
+    if "channels-last" in (first, second) and "strided" not in (first, second):
+        assert np.moveaxis(y, 1, -1).flags.c_contiguous or shape[1] == 1
+
+
+@pytest.mark.parametrize("b", [np.float32(2), 3.0, np.ones(1, np.float32), np.ones(60_000), np.ones((2, 1))], ids=repr)
+def test_sums_that_the_kernel_does_not_take(b: Any) -> None:
+    a = values(60_000)
+    with gn.kernels("force"):
+        y = ew.add(a, b)
+    np.testing.assert_array_equal(y, np.add(a, b))
+    assert y.dtype == np.add(a, b).dtype
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 5), (2, 16, 16), (1, 17, 33), (3, 40, 7, 9), (2, 1, 4, 4), (0, 3, 4)], ids=str
+)
+def test_copies_of_another_layout(shape: tuple[int, ...]) -> None:
+    x = values(math.prod(shape)).reshape(shape)
+    for a, b in ((x, laid(x, "channels-last")), (laid(x, "channels-last"), x), (laid(x, "strided"), x)):
+        copy = ew.lying_as(b, a)
+        np.testing.assert_array_equal(copy, a)
+        axes = [axis for axis, n in enumerate(shape) if n > 1 and x.size]
+        assert [copy.strides[axis] for axis in axes] == [b.strides[axis] for axis in axes]
