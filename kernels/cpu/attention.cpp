@@ -219,14 +219,6 @@ struct Dropout {
     float scale;  // of what is kept; 0: nothing is dropped
 
     Dropout(float p, Draw draw) : draw(draw), least(threshold(p)), scale(p > 0 ? 1.0f / (1.0f - p) : 0.0f) {}
-
-    // What to multiply the weights of one query by, those of `count` elements from number `first` on.
-    void factors(uint64_t first, long count, float* out) const {
-        uint32_t numbers[KEYS + 16];
-        long before = first % 8;
-        draw.numbers(first / 8, (before + count + 7) / 8, numbers);
-        for (long i = 0; i < count; i++) out[i] = numbers[before + i] >> 8 >= least ? scale : 0.0f;
-    }
 };
 
 // --- blocks
@@ -292,16 +284,22 @@ struct Block {
     }
 };
 
-// What dropout multiplies the weights (keys, QUERIES) of a strip by. `row` is the number of the block's first query
-// among those of all items.
-void drop(const Dropout& dropout, const Block& block, long row, long length, long key, long keys, long vector) {
-    float factors[QUERIES * KEYS];
-    long column = vector * WIDTH;
-    for (long i = column; i < block.count; i++)
-        dropout.factors(uint64_t(row + i) * length + key, keys, factors + i * KEYS);
-    transpose(block.count - column, keys,
-              [&](long i, long j, long lanes) { return load_some(factors + (column + i) * KEYS + j, lanes); },
-              [&](long j, long i, long, Vector kept) { store(block.kept[j] + column + i, kept); });
+// What dropout multiplies the weights (keys, QUERIES) by, for up to KEYS keys from `key` on. `row` is the number of the
+// block's first query among those of all items.
+void drop(const Dropout& dropout, const Block& block, long row, long length, long key) {
+    constexpr long EACH = KEYS / 8 + 1;  // blocks of random bits that a query's keys may lie in
+    long keys = std::min(KEYS, length - key);
+    uint32_t* numbers = scratch<uint32_t>(1, QUERIES * EACH * 8);
+    auto start = [&](long i) { return uint64_t(row + i) * length + key; };
+    dropout.draw.numbers(block.count * EACH, [&](long i) { return start(i / EACH) / 8 + i % EACH; }, numbers);
+    transpose(block.count, keys,
+              [&](long i, long j, long lanes) {
+                  typedef uint32_t Numbers __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+                  Numbers found = *reinterpret_cast<const Numbers*>(numbers + i * EACH * 8 + start(i) % 8 + j);
+                  Vector factors = select((found >> 8) >= dropout.least, broadcast(dropout.scale), Vector{});
+                  return keep_some(factors, lanes);
+              },
+              [&](long j, long i, long, Vector kept) { store(block.kept[j] + i, kept); });
 }
 
 // Parts of this thread's scratch memory, one after another.
@@ -340,6 +338,7 @@ KERNEL void attention(const Array* q, const Array* k, const Array* v, const Arra
         memset(sums.start, 0, outputs * QUERIES * sizeof(float));
         Vector most[ACROSS], totals[ACROSS] = {};
         float factors[QUERIES];
+        long drawn = -KEYS;  // the first key that `kept` is for
         for (Vector& m : most) m = broadcast(-INFINITY);
         block.strips(keys, [&](long key, long height, long vector) {
             block.scores(key, height, vector, scores);
@@ -364,10 +363,10 @@ KERNEL void attention(const Array* q, const Array* k, const Array* v, const Arra
             }
             long column = vector * WIDTH;
             if (dropout.scale) {
-                drop(dropout, block, item * queries + first, keys, key, height, vector);
+                if (key >= drawn + KEYS) drop(dropout, block, item * queries + first, keys, drawn = key);
                 for (long j = 0; j < height; j++)
                     for (long i = column; i < block.vectors * WIDTH; i += WIDTH)
-                        store(scores[j] + i, load(scores[j] + i) * load(kept[j] + i));
+                        store(scores[j] + i, load(scores[j] + i) * load(kept[key - drawn + j] + i));
             }
             multiply({values[key], 1, values.stride}, outputs, height, scores.from(0, column), block.vectors - vector,
                      sums.from(0, column), true, factors + column);
@@ -433,16 +432,18 @@ KERNEL void attention_grad(const Array* g, const Array* q, const Array* k, const
                 shared[i] = sum_of(sum);
             }
             memset(sums.start, 0, features * QUERIES * sizeof(float));
+            long drawn = -KEYS;  // the first key that `kept` is for
             block.strips(keys, [&](long key, long height, long vector) {
                 long column = vector * WIDTH, across = block.vectors - vector;
                 block.scores(key, height, vector, weights);
                 multiply({values[key], values.stride, 1}, height, outputs, packed_g.from(0, column), across,
                          slopes.from(0, column), false);
-                if (dropout.scale) drop(dropout, block, item * queries + first, keys, key, height, vector);
+                if (dropout.scale && key >= drawn + KEYS)
+                    drop(dropout, block, item * queries + first, keys, drawn = key);
                 for (long j = 0; j < height; j++)
                     for (long i = column; i < block.vectors * WIDTH; i += WIDTH) {
                         Vector weight = exp(load(weights[j] + i) - load(logarithms + i)), slope = load(slopes[j] + i);
-                        Vector factor = dropout.scale ? load(kept[j] + i) : broadcast(1.0f);
+                        Vector factor = dropout.scale ? load(kept[key - drawn + j] + i) : broadcast(1.0f);
                         store(weights[j] + i, weight * factor);
                         store(slopes[j] + i, weight * (slope * factor - load(shared + i)));
                     }

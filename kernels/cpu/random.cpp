@@ -13,7 +13,7 @@ KERNEL void dropout(const Array* x, const Array* y, long size, long seed, long s
     Draw draw(seed, stream0, stream1, stream2, offset);
     for (long block = start; block < stop; block += AT_ONCE) {
         long count = stop - block < AT_ONCE ? stop - block : AT_ONCE;
-        draw.numbers(block, count, numbers);
+        draw.numbers(count, [&](long i) { return block + i; }, numbers);
         const float* from = x->floats() + 8 * block;
         float* to = y->floats() + 8 * block;
         long elements = size - 8 * block < 8 * count ? size - 8 * block : 8 * count;
