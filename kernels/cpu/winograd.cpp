@@ -96,6 +96,10 @@ long tiles_at_a_time(long numbers) {
     return std::clamp(fitting / 12 * 12, 12L, 192L);
 }
 
+// How far apart to keep the 16 numbers of a tile, blocks of so many floats each: not so that all 16 compete for the same
+// few lines of a cache.
+long apart_for(long floats) { return floats + WIDTH; }
+
 }  // namespace
 
 // How many tiles an image of the result has.
@@ -138,8 +142,9 @@ KERNEL void winograd_forward(const Array* x, const Array* transformed, const Arr
     Tiles tiles_of(g, pooled);
     long channels = g.channels, outs = g.outputs, blocks = transformed->shape[1], lanes = transformed->shape[3];
     long most = tiles_at_a_time(channels + outs);
-    float* inputs = scratch(4, 16 * most * channels);
-    float* sums = scratch(5, 16 * most * outs);
+    long by_input = apart_for(most * channels), by_sum = apart_for(most * outs);
+    float* inputs = scratch(4, 16 * by_input);
+    float* sums = scratch(5, 16 * by_sum);
     long* from = scratch<long>(1, most);
     long* to = scratch<long>(2, most);
     for (long i = 0; i < most; i++) {
@@ -153,12 +158,12 @@ KERNEL void winograd_forward(const Array* x, const Array* transformed, const Arr
             const float* pixel = tiles_of.inputs(x, first + i);
             for (long c = 0; c < channels; c += WIDTH)
                 transform_input(pixel + c, tiles_of.width() * channels, channels, inputs + i * channels + c,
-                                most * channels);
+                                by_input);
         }
         for (long k = 0; k < 16; k++)
             for (long block = 0; block < blocks; block++) {
                 Segment segment = {0, channels, transformed->floats() + (k * blocks + block) * channels * lanes};
-                tiles(lanes / WIDTH, inputs + k * most * channels, from, sums + k * most * outs + block * lanes, to,
+                tiles(lanes / WIDTH, inputs + k * by_input, from, sums + k * by_sum + block * lanes, to,
                       count, &segment, 1, {zeros, false, lanes, lanes});
             }
         for (long i = 0; i < count; i++) {
@@ -166,7 +171,7 @@ KERNEL void winograd_forward(const Array* x, const Array* transformed, const Arr
             long w = tile % tiles_of.wide;
             for (long o = 0; o < outs; o += WIDTH) {
                 Vector part[2][2], start_from = load(bias->floats() + o);
-                transform_output(sums + i * outs + o, most * outs, part);
+                transform_output(sums + i * outs + o, by_sum, part);
                 for (int r = 0; r < 2; r++)
                     for (int c = 0; c < 2; c++) {
                         part[r][c] += start_from;
@@ -194,8 +199,9 @@ KERNEL void winograd_weight_sums(const Array* x, const Array* gradient, const Ar
     long channels = g.channels, outs = g.outputs;
     int vectors = vectors_for(outs);
     long most = std::min(PLACES, tiles_at_a_time(channels + outs));
-    float* inputs = scratch(4, 16 * most * channels);
-    float* gradients = scratch(5, 16 * most * outs);
+    long by_input = apart_for(most * channels), by_sum = apart_for(most * outs);
+    float* inputs = scratch(4, 16 * by_input);
+    float* gradients = scratch(5, 16 * by_sum);
     long* from = scratch<long>(1, most);
     long* to = scratch<long>(2, most);
     for (long i = 0; i < most; i++) {
@@ -210,7 +216,7 @@ KERNEL void winograd_weight_sums(const Array* x, const Array* gradient, const Ar
             const float* pixel = tiles_of.inputs(x, tile);
             for (long c = 0; c < channels; c += WIDTH)
                 transform_input(pixel + c, tiles_of.width() * channels, channels, inputs + i * channels + c,
-                                most * channels);
+                                by_input);
             const float* corner = gradient->floats() + ((n * g.out_height + 2 * h) * g.out_width + 2 * w) * outs;
             bool below = 2 * h + 1 < g.out_height, right = 2 * w + 1 < g.out_width;
             for (long o = 0; o < outs; o += WIDTH) {
@@ -218,11 +224,11 @@ KERNEL void winograd_weight_sums(const Array* x, const Array* gradient, const Ar
                 Vector part[2][2] = {{load(p), right ? load(p + outs) : Vector{}},
                                      {below ? load(p + g.out_width * outs) : Vector{},
                                       below && right ? load(p + (g.out_width + 1) * outs) : Vector{}}};
-                transform_gradient(part, gradients + i * outs + o, most * outs);
+                transform_gradient(part, gradients + i * outs + o, by_sum);
             }
         }
         for (long k = 0; k < 16; k++)
-            add_products(inputs + k * most * channels, from, channels, gradients + k * most * outs, to, count,
+            add_products(inputs + k * by_input, from, channels, gradients + k * by_sum, to, count,
                          sums->floats() + k * channels * outs, outs / (vectors * WIDTH), vectors);
     }
 }
