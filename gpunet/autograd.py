@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ContextDecorator, nullcontext
 from functools import partial
 from itertools import count
+from operator import add as plus
 from operator import attrgetter
 from sys import getrefcount
 from types import FunctionType
@@ -672,6 +673,7 @@ def _flow(
     kind: Any = None
     xp: Any = _namespace() if create_graph else None
     known, take = pending.get, pending.pop
+    sums = ew.add.implementations
     arguments: tuple[Any, ...]
     summed: set[Node] = set()  # nodes whose pending gradient is a sum made here, so that more can be added in place
     for node in order:
@@ -733,7 +735,7 @@ def _flow(
                 before += gi
                 pending[parent] = before  # a 0-d sum is a number, which += does not change
             else:
-                pending[parent] = before + gi
+                pending[parent] = sums.get(type(before), plus)(before, gi)
                 if not create_graph:
                     summed.add(parent)
         if not retain_graph:
