@@ -24,6 +24,7 @@ namespace {
 constexpr int ACROSS = 4;                 // vectors of a block of queries
 constexpr long QUERIES = ACROSS * WIDTH;  // of a block
 constexpr long KEYS = 64;                 // of a strip
+constexpr long FEW = WIDTH / 4;           // queries that leave so many lanes empty that each is better off by itself
 enum MaskKind { NO_MASK, BOOLEAN, ADDED };
 
 // --- products
@@ -111,27 +112,55 @@ void multiply(Scalars x, long rows, long count, Rows panel, long vectors, Rows o
 // --- transposition
 
 #if defined(__clang__)
-void exchange(Vector (&rows)[WIDTH]) {
+inline Vector sums_of(Vector (&rows)[WIDTH]) {
+    float sums[WIDTH];
+    for (int i = 0; i < WIDTH; i++) sums[i] = sum_of(rows[i]);
+    return load(sums);
+}
+
+inline void exchange(Vector (&rows)[WIDTH]) {
     float lanes[WIDTH][WIDTH];
     for (int i = 0; i < WIDTH; i++)
         for (int j = 0; j < WIDTH; j++) lanes[j][i] = rows[i][j];
     for (int i = 0; i < WIDTH; i++) rows[i] = load(lanes[i]);
 }
 #else
-// Exchanges the quarters that are not on the diagonal, and then so within each quarter.
-template <int HALF = WIDTH / 2> inline void exchange(Vector (&rows)[WIDTH]) {
-    if constexpr (HALF > 0) {
-        IntVector upper, lower;
+// Of vectors a and b, lanes that bit HALF of their numbers is not set for, or is.
+template <int HALF> struct Halves {
+    IntVector upper, lower;
+
+    Halves() {
         for (int lane = 0; lane < WIDTH; lane++) {
             upper[lane] = lane & HALF ? WIDTH + lane - HALF : lane;
             lower[lane] = lane & HALF ? WIDTH + lane : lane + HALF;
         }
+    }
+};
+
+// Each vector's sum, in the lane of its number.
+template <int HALF = WIDTH / 2> inline Vector sums_of(Vector (&rows)[WIDTH]) {
+    if constexpr (HALF > 0) {
+        Halves<HALF> halves;
+#pragma GCC unroll 16
+        for (int i = 0; i < HALF; i++) {
+            Vector a = rows[i], b = rows[i + HALF];
+            rows[i] = __builtin_shuffle(a, b, halves.upper) + __builtin_shuffle(a, b, halves.lower);
+        }
+        return sums_of<HALF / 2>(rows);
+    }
+    return rows[0];
+}
+
+// Exchanges the quarters that are not on the diagonal, and then so within each quarter.
+template <int HALF = WIDTH / 2> inline void exchange(Vector (&rows)[WIDTH]) {
+    if constexpr (HALF > 0) {
+        Halves<HALF> halves;
 #pragma GCC unroll 16
         for (int i = 0; i < WIDTH; i++)
             if (!(i & HALF)) {
                 Vector a = rows[i], b = rows[i + HALF];
-                rows[i] = __builtin_shuffle(a, b, upper);
-                rows[i + HALF] = __builtin_shuffle(a, b, lower);
+                rows[i] = __builtin_shuffle(a, b, halves.upper);
+                rows[i + HALF] = __builtin_shuffle(a, b, halves.lower);
             }
         exchange<HALF / 2>(rows);
     }
@@ -239,6 +268,11 @@ struct Block {
                   [&](long d, long query, long, Vector column) { store(packed[d] + query, column); });
     }
 
+    void clear(Rows sums, long rows) const {
+        for (long row = 0; row < rows; row++)
+            for (long i = 0; i < vectors; i++) store(sums[row] + i * WIDTH, Vector{});
+    }
+
     // Calls strip(key, keys, vector): a strip's keys, and the first vector of queries that see any of them.
     template <class Strip> void strips(long length, Strip strip) const {
         long all = causal ? std::min(first, length) : length;
@@ -302,6 +336,64 @@ void drop(const Dropout& dropout, const Block& block, long row, long length, lon
               [&](long j, long i, long, Vector kept) { store(block.kept[j] + i, kept); });
 }
 
+// One query by itself, where there are too few for the lanes of a vector: keys lie across these, then features of values.
+// Returns the logarithm of the sum of exponentials.
+float attend(const Block& block, long query, Rows q, Rows values, long outputs, long length, float scale, float* out) {
+    long row = block.first + query, last = block.causal ? std::min(length, row + 1) : length;
+    float most = -INFINITY, total = 0.0f, weights[KEYS];
+    float* packed = block.packed.start;
+    by_vectors(0, block.features, [&](long d, long lanes) { store(packed + d, load_some(q[row] + d, lanes) * scale); });
+    by_vectors(0, outputs, [&](long d, long lanes) { store_some(out + d, Vector{}, lanes); });
+    for (long first = 0; first < last; first += KEYS) {
+        long keys = std::min(KEYS, last - first);
+        Vector above = broadcast(-INFINITY), sums = {};
+        for (long at = 0; at < keys; at += WIDTH) {
+            long count = std::min(long(WIDTH), keys - at);
+            const float* rows[WIDTH];
+            for (long j = 0; j < WIDTH; j++) rows[j] = block.k[first + at + std::min(j, count - 1)];
+            Vector products[WIDTH] = {};
+            by_vectors(0, block.features, [&](long d, long lanes) {
+                Vector part = load(packed + d);
+#pragma GCC unroll 16
+                for (int j = 0; j < WIDTH; j++) products[j] += part * load_some(rows[j] + d, lanes);
+            });
+            Vector scores = sums_of(products);
+            if (block.mask.kind) {
+                Vector bias = block.mask.some(row, first + at, count);
+                if (block.mask.kind == BOOLEAN) scores = select(bias == 0.0f, scores, bias);
+                else scores += bias;
+            }
+            IntVector lanes;
+            for (int i = 0; i < WIDTH; i++) lanes[i] = i;
+            scores = select(lanes < int(count), scores, broadcast(-INFINITY));
+            store(weights + at, scores);
+            above = larger(scores, above);
+        }
+        float before = most;
+        for (long lane = 0; lane < WIDTH; lane++) most = above[lane] > most ? above[lane] : most;
+        float shift = most == -INFINITY ? 0.0f : most;
+        Vector factor = exp(broadcast(before - shift));
+        for (long at = 0; at < keys; at += WIDTH) {
+            Vector weight = exp(load(weights + at) - shift);
+            store(weights + at, weight);
+            sums += weight;
+        }
+        total = total * factor[0] + sum_of(sums);
+        by_vectors(0, outputs, [&](long d, long lanes) {
+            Vector parts[4] = {load_some(out + d, lanes) * factor};
+            long j = 0;
+            for (; j + 4 <= keys; j += 4)
+                for (int part = 0; part < 4; part++)
+                    parts[part] += load_some(values[first + j + part] + d, lanes) * weights[j + part];
+            for (; j < keys; j++) parts[0] += load_some(values[first + j] + d, lanes) * weights[j];
+            store_some(out + d, (parts[0] + parts[1]) + (parts[2] + parts[3]), lanes);
+        });
+    }
+    float share = total == 0.0f ? 0.0f : 1.0f / total;
+    by_vectors(0, outputs, [&](long d, long lanes) { store_some(out + d, load_some(out + d, lanes) * share, lanes); });
+    return total == 0.0f ? INFINITY : logf(total) + most;
+}
+
 // Parts of this thread's scratch memory, one after another.
 struct Memory {
     float* next;
@@ -334,8 +426,14 @@ KERNEL void attention(const Array* q, const Array* k, const Array* v, const Arra
         Rows values = rows_of(v, item), out = rows_of(y, item);
         Block block{Mask(mask, item, kind), rows_of(k, item), features, first, count, vectors_of(count), bool(causal),
                     packed, kept};
+        float* logarithms = logarithm->floats() + item * queries + first;
+        if (count <= FEW && !dropout.scale) {
+            for (long i = 0; i < count; i++)
+                logarithms[i] = attend(block, i, rows_of(q, item), values, outputs, keys, scale, out[first + i]);
+            continue;
+        }
         block.pack(rows_of(q, item), scale);
-        memset(sums.start, 0, outputs * QUERIES * sizeof(float));
+        block.clear(sums, outputs);
         Vector most[ACROSS], totals[ACROSS] = {};
         float factors[QUERIES];
         long drawn = -KEYS;  // the first key that `kept` is for
@@ -371,7 +469,6 @@ KERNEL void attention(const Array* q, const Array* k, const Array* v, const Arra
             multiply({values[key], 1, values.stride}, outputs, height, scores.from(0, column), block.vectors - vector,
                      sums.from(0, column), true, factors + column);
         });
-        float* logarithms = logarithm->floats() + item * queries + first;
         for (long i = 0; i < block.vectors; i++) {
             store(factors + i * WIDTH, select(totals[i] == 0.0f, Vector{}, 1.0f / totals[i]));
             for (long lane = 0; lane < std::min(long(WIDTH), count - i * WIDTH); lane++)
@@ -431,7 +528,7 @@ KERNEL void attention_grad(const Array* g, const Array* q, const Array* k, const
                 });
                 shared[i] = sum_of(sum);
             }
-            memset(sums.start, 0, features * QUERIES * sizeof(float));
+            block.clear(sums, features);
             long drawn = -KEYS;  // the first key that `kept` is for
             block.strips(keys, [&](long key, long height, long vector) {
                 long column = vector * WIDTH, across = block.vectors - vector;
