@@ -696,6 +696,10 @@ def _flow(
         if op.passes_on:
             found: Any = (g, g)
             whole = True
+        elif op.raw_derivative is not None and not create_graph:
+            wants = inputs if wanted is None else [n if n in wanted else None for n in inputs]  # type: ignore[union-attr]
+            y = node if node.output is None else _output(node, False)
+            found = op.raw_derivative(xp, g, y, wants, *_values(node, False))
         elif op.derivatives is None:
             found = _differentiate(node, xp, g, create_graph)
             arguments = ()

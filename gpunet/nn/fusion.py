@@ -14,6 +14,7 @@ from gpunet.nn.module import Module
 from gpunet.nn.pool import MaxPool2d
 from gpunet.ops.conv import conv_relu, conv_relu_pool
 from gpunet.ops.feed_forward import feed_forward
+from gpunet.ops.matmul import linear_relu
 from gpunet.ops.op import kernels_mode
 from gpunet.tensor import Tensor
 
@@ -39,7 +40,9 @@ def call_next(modules: Sequence[Module], start: int, x: Any) -> tuple[Any, int]:
 
 def _call_feed_forward(modules: Sequence[Module], start: int, x: Tensor, platform: str) -> tuple[Tensor, int] | None:
     """Linear, activation, Linear, ..."""
-    if platform != "cuda" or not x.ndim:  # where products have no epilogues, nothing is saved
+    if platform == "cpu":
+        return _call_linear_relu(modules, start, x)
+    if not x.ndim:
         return None
     end, name, width = start, None, x.shape[-1]
     for i in range(start, len(modules), 2):
@@ -58,6 +61,17 @@ def _call_feed_forward(modules: Sequence[Module], start: int, x: Tensor, platfor
     layers: Sequence[Any] = modules[start:end:2]
     parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
     return feed_forward(x, *parameters, activation=_activation(modules[start + 1]))[0], end
+
+
+def _call_linear_relu(modules: Sequence[Module], start: int, x: Tensor) -> tuple[Tensor, int] | None:
+    """Linear, ReLU."""
+    layer: Any = modules[start]
+    following = modules[start + 1] if start + 1 < len(modules) else None
+    if type(following) is not ReLU or not x.ndim or not _is_plain(layer) or not _is_plain(following):
+        return None
+    if not _fits(layer, x.shape[-1], x):
+        return None
+    return linear_relu(x, layer.weight, layer.bias), start + 2
 
 
 def _call_convolution(modules: Sequence[Module], start: int, x: Tensor, platform: str) -> tuple[Tensor, int] | None:

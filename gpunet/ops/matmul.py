@@ -10,7 +10,8 @@ from gpunet.backends import threads
 from gpunet.dtypes import float32
 from gpunet.errors import ShapeError
 from gpunet.ops import gemm
-from gpunet.ops.op import Traced, op
+from gpunet.ops.elementwise import relu, relu_grad
+from gpunet.ops.op import op
 from gpunet.ops.reduce import sum
 from gpunet.ops.shape import axis_of, expand_dims, matrix_transpose, moveaxis, permute_dims, reshape
 
@@ -156,26 +157,56 @@ def _rows(a: Any) -> Any:
     return a if a.ndim == 2 else reshape(a, shape=(-1, a.shape[-1]))
 
 
-def _input_gradient(xp: Any, g: Any, _y: Any, _x: Any, weight: Any, _bias: Any) -> Any:
-    return xp.matmul(g, weight) if type(g) is np.ndarray else matmul(g, weight)
+@linear.vjp
+def _(xp, g, _y, x, weight, _bias):
+    return (
+        (lambda: matmul(g, weight)),
+        (lambda: matmul(_rows(g).T, _rows(x))),
+        (lambda: sum(_rows(g), axis=0)),
+    )
 
 
-def _weight_gradient(xp: Any, g: Any, _y: Any, x: Any, weight: Any, _bias: Any) -> Any:
-    product = xp.matmul if type(g) is np.ndarray else matmul  # what the op would come to, without the way there
+@linear.vjp_of_arrays
+def _linear_gradients(xp, g, _y, wanted, x, weight, _bias):
+    to_x, to_weight, to_bias = wanted
+    dx = dweight = dbias = None
+    if type(g) is not np.ndarray:
+        product = matmul
+    else:  # what the op comes to, without the way there
+        product = np.ndarray.dot if g.size * weight.shape[1] < threads.SMALL and g.ndim == 2 else xp.matmul
+    if to_x is not None:
+        dx = product(g, weight)
     if g.ndim != 2:
         x, g = _rows(x), _rows(g)
-    if not isinstance(weight, Traced) and weight.flags.f_contiguous:
-        return product(x.T, g).T  # in memory as the weight is, so that it need not be copied later
-    return product(g.T, x)
+    if to_weight is not None:
+        if weight.flags.f_contiguous:
+            dweight = product(x.T, g).T  # in memory as the weight is, so that it need not be copied later
+        else:
+            dweight = product(g.T, x)
+    if to_bias is not None:
+        dbias = xp.sum(g, 0) if type(g) is np.ndarray and g.dtype.char in "fd" else sum(g, axis=0)
+    return dx, dweight, dbias
 
 
-def _bias_gradient(xp: Any, g: Any, _y: Any, _x: Any, _weight: Any, _bias: Any) -> Any:
-    if g.ndim != 2:
-        g = _rows(g)
-    return xp.sum(g, 0) if type(g) is np.ndarray and g.dtype.char in "fd" else sum(g, axis=0)
+@op
+def linear_relu(xp, x, weight, bias=None):
+    """The larger of `linear` and zero, in one pass behind the product."""
+    return relu(linear(x, weight, bias))
 
 
-linear.vjps(_input_gradient, _weight_gradient, _bias_gradient)
+@linear_relu.kernel("linear", platform="cpu")
+def _(native, x, weight, bias):
+    return multiply_add(native, x, weight, bias, True)
+
+
+@linear_relu.vjp
+def _(xp, g, y, x, weight, _bias):
+    return linear.derivative(xp, relu.derivative(xp, g, y, y), y, x, weight, _bias)
+
+
+@linear_relu.vjp_of_arrays
+def _(xp, g, y, wanted, x, weight, bias):
+    return _linear_gradients(xp, relu_grad(g, y), y, wanted, x, weight, bias)
 
 
 def vecdot(a: Any, b: Any, /, *, axis: int = -1) -> Any:

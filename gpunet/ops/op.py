@@ -190,8 +190,8 @@ class Op:
     def vjp_of_arrays(self, derivative: Callable[..., Any]) -> Callable[..., Any]:
         """Declare what a vector-Jacobian product comes to on raw arrays: `derivative(xp, g, y, wanted, *inputs)`.
 
-        For ops without other parameters, beside `vjp` or `vjps`, which say which values are kept. It returns a tuple with
-        an entry for each input, which may be None where `wanted` has None.
+        For ops without other parameters, beside `vjp` or `vjps`, which say which values are kept. It returns a tuple
+        with an entry for each input, which may be None where `wanted` has None.
         """
         self.raw_derivative = derivative
         return derivative

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from gpunet.dtypes import default_dtype
 from gpunet.errors import GradientError, ShapeError
 from gpunet.ops.op import op
@@ -44,7 +46,20 @@ def sum(xp, x, *, axis=None, dtype=None, keepdims=False):
 
 @sum.vjp
 def _(xp, g, _y, _x, *, axis, dtype, keepdims):
-    return broadcast_to(_expand(g, _x, axis, keepdims), shape=_x.shape)
+    return _spread(g, 1.0, _x, axis, keepdims)
+
+
+def _spread(g: Any, factor: float, x: Any, axis: Any, keepdims: bool) -> Any:
+    """The gradient of a sum over some axes of what is like x, times a factor; without a copy, unless it is small."""
+    if axis is None and (type(g) is np.ndarray or isinstance(g, np.generic)) and math.prod(x.shape) < _SMALL:
+        y = np.empty(x.shape, g.dtype)
+        y.fill(g.item() * factor)
+        return y
+    g = _expand(g, x, axis, keepdims)
+    return broadcast_to(g if factor == 1.0 else g * factor, shape=x.shape)
+
+
+_SMALL = 2000  # elements that are written as fast as a view is made, and then read faster
 
 
 @op
@@ -57,8 +72,7 @@ def mean(xp, x, *, axis=None, keepdims=False):
 
 @mean.vjp
 def _(xp, g, _y, _x, *, axis, keepdims):
-    scale = 1.0 / (_length(_x, axis) or 1)
-    return broadcast_to(_expand(g, _x, axis, keepdims) * scale, shape=_x.shape)
+    return _spread(g, 1.0 / (_length(_x, axis) or 1), _x, axis, keepdims)
 
 
 @op

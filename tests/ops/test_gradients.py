@@ -301,6 +301,10 @@ case("lstm: from zeros", lambda x, w: recurrent.lstm(x, None, None, w)[0], norma
 case("gru: from zeros", lambda x, w: recurrent.gru(x, None, w)[0], normal(3, 2, 9), normal(9, 3))
 case("rnn: from zeros", lambda x, w: recurrent.rnn(x, None, w), normal(3, 2, 3), normal(3, 3))
 
+case("linear_relu", matmul.linear_relu, normal(4, 3), normal(5, 3), normal(5))
+case("linear_relu: no bias, vector", lambda x, w: matmul.linear_relu(x, w, None), normal(3), normal(5, 3))
+case("linear_relu: three axes", matmul.linear_relu, normal(2, 4, 3), normal(5, 3), normal(5))
+
 ATTENTION = {
     "plain": {},
     "causal": {"causal": True},
