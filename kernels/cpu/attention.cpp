@@ -501,7 +501,7 @@ KERNEL void attention_grad(const Array* g, const Array* q, const Array* k, const
         Memory rest = memory;
         Rows k_sums = whole ? to_k : rest.rows(keys, wide_features);
         Rows v_sums = whole ? to_v : rest.rows(keys, wide_outputs);
-        for (long key = 0; key < keys; key++) {
+        for (long key = causal ? queries : keys; key < keys; key++) {  // no query sees these
             memset(k_sums[key], 0, wide_features * sizeof(float));
             memset(v_sums[key], 0, wide_outputs * sizeof(float));
         }
@@ -544,10 +544,11 @@ KERNEL void attention_grad(const Array* g, const Array* q, const Array* k, const
                         store(weights[j] + i, weight * factor);
                         store(slopes[j] + i, weight * (slope * factor - load(shared + i)));
                     }
+                bool seen = first > 0 && !(causal && key >= first);  // by queries before these
                 multiply({weights[0] + column, QUERIES, 1}, height, count - column, g_rows.from(column, 0),
-                         wide_outputs / WIDTH, v_sums.from(key, 0), true);
+                         wide_outputs / WIDTH, v_sums.from(key, 0), seen);
                 multiply({slopes[0] + column, QUERIES, 1}, height, count - column, q_rows.from(column, 0),
-                         wide_features / WIDTH, k_sums.from(key, 0), true);
+                         wide_features / WIDTH, k_sums.from(key, 0), seen);
                 multiply({block.k[key], 1, block.k.stride}, features, height, slopes.from(0, column), across,
                          sums.from(0, column), true);
             });
