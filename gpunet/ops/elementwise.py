@@ -350,14 +350,15 @@ def _turn(x: np.ndarray, a: np.ndarray | None, y: np.ndarray) -> bool:
     columns = prod(x.shape[2:])
     if x.flags.c_contiguous and _is_last(y):
         pass
-    elif y.flags.c_contiguous and _is_last(x):
+    elif y.flags.c_contiguous and _is_last(x) and rows > 7:  # of few channels NumPy is quicker
         rows, columns = columns, rows
     else:
         return False
     native = library("elementwise")
     if not native.usable():
         return False
-    threads.split(n * native.turn_strips(columns), partial(native.turn, x, a, y, rows, columns), x.size)
+    strips = -(-columns // native.turn_strip(rows, columns))
+    threads.split(n * strips, partial(native.turn, x, a, y, rows, columns), x.size)
     return True
 
 

@@ -56,27 +56,31 @@ KERNEL void add(const Array* a, const Array* b, const Array* y, long start, long
     apply(a, b, y, start, stop, [](Vector a, Vector b) { return a + b; });
 }
 
-// How many units of work a matrix of so many columns is for `turn`: each is as many columns as a vector has lanes.
-KERNEL long turn_strips(long columns) { return (columns + WIDTH - 1) / WIDTH; }
+// How many columns of a matrix are a unit of work for `turn`: those of several vectors where it is reading that jumps
+// through memory, of one where it is writing.
+KERNEL long turn_strip(long rows, long columns) { return columns > rows ? 4 * WIDTH : WIDTH; }
 
 // y = x transposed, plus `a`, which lies as y does, unless it is None. x is a number of matrices (rows, columns), one
 // after the other.
 KERNEL void turn(const Array* x, const Array* a, const Array* y, long rows, long columns, long start, long stop) {
-    long strips = turn_strips(columns);
+    long strip = turn_strip(rows, columns), strips = (columns + strip - 1) / strip;
     const float* others = optional(a);
     for (long unit = start; unit < stop; unit++) {
-        long matrix = unit / strips * rows * columns, column = unit % strips * WIDTH;
-        long width = columns - column < WIDTH ? columns - column : WIDTH;
+        long matrix = unit / strips * rows * columns, first = unit % strips * strip;
+        long end = columns - first < strip ? columns : first + strip;
         by_vectors(0, rows, [&](long row, long height) {
-            const float* from = x->floats() + matrix + row * columns + column;
-            Vector square[WIDTH] = {};
-            for (long i = 0; i < height; i++) square[i] = load_some(from + i * columns, width);
-            transpose(square);
-            for (long i = 0; i < width; i++) {
-                long at = matrix + (column + i) * rows + row;
-                Vector values = others ? square[i] + load_some(others + at, height) : square[i];
-                store_some(y->floats() + at, values, height);
-            }
+            by_vectors(first, end, [&](long column, long width) {
+                const float* from = x->floats() + matrix + row * columns + column;
+                Vector square[WIDTH] = {};
+                for (long i = 0; i < height; i++) square[i] = load_some(from + i * columns, width);
+                transpose(square);
+                float* to = y->floats() + matrix + column * rows + row;
+                const float* terms = others + (to - y->floats());
+                for (long i = 0; i < width; i++) {
+                    Vector values = others ? square[i] + load_some(terms + i * rows, height) : square[i];
+                    store_some(to + i * rows, values, height);
+                }
+            });
         });
     }
 }

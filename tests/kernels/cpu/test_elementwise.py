@@ -163,7 +163,7 @@ def test_sums_that_the_kernel_does_not_take(b: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [(2, 3, 5), (2, 16, 16), (1, 17, 33), (3, 40, 7, 9), (2, 1, 4, 4), (0, 3, 4)], ids=str
+    "shape", [(2, 3, 5), (2, 9, 200), (2, 16, 16), (1, 17, 33), (3, 40, 7, 9), (2, 1, 4, 4), (0, 3, 4)], ids=str
 )
 def test_copies_of_another_layout(shape: tuple[int, ...]) -> None:
     x = values(math.prod(shape)).reshape(shape)
