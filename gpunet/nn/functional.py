@@ -491,15 +491,16 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
         DTypeError: x is not floating-point.
     """
     p = probability("dropout", p)
-    try:
-        check_floating(x)
-    except DTypeError as error:
-        raise DTypeError(f"dropout: {error}") from None
+    if x.dtype is not float32:
+        try:
+            check_floating(x)
+        except DTypeError as error:
+            raise DTypeError(f"dropout: {error}") from None
     if not training or p == 0.0:
         return x
     if p == 1.0:
         return x * 0.0
-    return random_ops.dropout(x, p=p, key=random.generator().key(x.shape, "float32"))
+    return random_ops.dropout(x, p=p, key=random.generator().key(x.shape, "float32"), kept=[])
 
 
 def embedding(indices: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:

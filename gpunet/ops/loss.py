@@ -109,6 +109,11 @@ def _per_row(xp: Any, x: Any, target: Any, weight: Any, ignore_index: int) -> An
 )
 def _(native, x, target, weight, *, label_smoothing, ignore_index, reduction):
     losses = np.empty(x.shape[0], float32)
+    if x.size < _FEW and reduction != "none":
+        total = np.empty((), float32)
+        if native.cross_entropy_of_all(x, target, losses, total, ignore_index, reduction == "mean"):
+            raise IndexError("a class is out of range")
+        return total
 
     def work(start: int, stop: int) -> None:
         if native.cross_entropy(x, target, losses, ignore_index, start, stop):
@@ -120,6 +125,9 @@ def _(native, x, target, weight, *, label_smoothing, ignore_index, reduction):
     total = np.empty((), float32)
     native.cross_entropy_total(losses, target, total, ignore_index, reduction == "mean")
     return total
+
+
+_FEW = 10_000  # logits that are certainly not worth dividing among threads
 
 
 @cross_entropy.vjp
@@ -154,6 +162,9 @@ def cross_entropy_grad(xp, g, x, target, weight=None, *, label_smoothing, ignore
 )
 def _(native, g, x, target, weight, *, label_smoothing, ignore_index, reduction):
     dx = np.empty_like(x)
+    if x.size < _FEW:
+        native.cross_entropy_grad(np.asarray(g), x, target, dx, ignore_index, reduction == "mean", 0, x.shape[0])
+        return dx
     work = partial(native.cross_entropy_grad, np.asarray(g), x, target, dx, ignore_index, reduction == "mean")
     threads.split(x.shape[0], work, x.size // 2)
     return dx

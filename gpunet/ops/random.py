@@ -75,14 +75,15 @@ def place(array: np.ndarray, dtype: Any, device: Device) -> Any:
 
 
 @op
-def dropout(xp, x, *, p, key):
+def dropout(xp, x, *, p, key, kept=None):
     """Each element set to zero with probability p, the others divided by 1 - p (Srivastava et al., 2014).
 
     Args:
         x: floating-point, any shape.
         p: in [0, 1).
-        key: names the draw of the mask, which is float32 whatever the dtype of x. It is drawn again for the gradient
-            instead of being kept.
+        key: names the draw of the mask, which is float32 whatever the dtype of x. Where `kept` stays empty, it is drawn
+            again for the gradient.
+        kept: None, or an empty list, into which a kernel may put a bit for each element, in C order.
     """
     backend = backend_of_type(type(x))
     keep = backend.from_numpy(host_uniform(key, x.shape, "float32") >= p, backend.device_of(x))
@@ -90,15 +91,36 @@ def dropout(xp, x, *, p, key):
 
 
 @dropout.kernel("random", platform="cpu", when=lambda x, **_: x.dtype == float32 and sys.byteorder == "little")
-def _(native, x, *, p, key):
+def _(native, x, *, p, key, kept):
     if not x.flags.c_contiguous:  # the mask is drawn in C order
         return x * dropout(np.ones(x.shape, float32), p=p, key=key)
-    y = np.empty_like(x)
-    drawn = partial(native.dropout, x, y, x.size, key.seed, *key.stream, key.offset, p, 1.0 / (1.0 - p))
-    threads.split(blocks(x.shape, "float32"), drawn, 2 * x.size)
+    y, n = np.empty_like(x), blocks(x.shape, "float32")
+    bits = np.empty(n, np.uint8)
+    scale = 1.0 / (1.0 - p)
+    drawn = partial(native.dropout, x, y, bits, x.size, key.seed, *key.stream, key.offset, p, scale)
+    threads.split(n, drawn, 2 * x.size)  # a number costs about as much as two of a simpler kernel
+    if kept is not None:
+        kept.append(bits)
     return y
 
 
 @dropout.vjp
-def _(xp, g, _y, _x, *, p, key):
+def _(xp, g, _y, _x, *, p, key, kept):
+    if kept and type(g) is np.ndarray:
+        return dropout_again(g, kept[0], p=p)
     return dropout(g, p=p, key=key)
+
+
+@op
+def dropout_again(xp, g, kept, *, p):
+    """What `dropout` makes of g if it keeps what it has `kept` before."""
+    keep = xp.unpackbits(kept, count=g.size, bitorder="little").reshape(g.shape)
+    return g * keep.astype(g.dtype) * (1.0 / (1.0 - p))
+
+
+@dropout_again.kernel("random", platform="cpu", when=lambda g, kept, **_: g.dtype == float32 and g.flags.c_contiguous)
+def _(native, g, kept, *, p):
+    dx = np.empty_like(g)
+    again = partial(native.dropout_again, g, kept, dx, g.size, 1.0 / (1.0 - p))
+    threads.split(len(kept), again, g.size)
+    return dx

@@ -50,6 +50,13 @@ KERNEL void cross_entropy_total(const Array* losses, const Array* target, const 
     *total->floats() = mean ? sum * share_of(target->data<int64_t>(), rows, ignore) : sum;
 }
 
+// Both at once, for few rows; no total if one of them is wrong.
+KERNEL long cross_entropy_of_all(const Array* x, const Array* target, const Array* losses, const Array* total, long ignore, int mean) {
+    long wrong = cross_entropy(x, target, losses, ignore, 0, x->shape[0]);
+    if (!wrong) cross_entropy_total(losses, target, total, ignore, mean);
+    return wrong;
+}
+
 // g is the gradient of each row's loss (its axis may have a stride of 0), or of their sum or mean. A class that does not
 // exist makes its row NaN.
 KERNEL void cross_entropy_grad(const Array* g, const Array* x, const Array* target, const Array* dx, long ignore, int mean, long start, long stop) {

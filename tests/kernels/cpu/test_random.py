@@ -68,3 +68,28 @@ def test_the_gradient_has_the_same_mask() -> None:
     y = gn.nn.functional.dropout(x, 0.4)
     y.sum().backward()
     np.testing.assert_array_equal(x.grad.numpy(), y.detach().numpy())
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 15, 16, 17, 513, 30_001])
+def test_gradients_keep_what_was_kept(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, g = rng.standard_normal((2, n)).astype(np.float32)
+    g[::5] = np.nan
+    kept: list[np.ndarray] = []
+    random.dropout(x, p=0.4, key=KEYS[1], kept=kept)
+    (bits,) = kept
+    assert bits.dtype == np.uint8 and bits.size == -(-n // 8)
+    monkeypatch.setattr(threads, "_SPREAD", 1)
+    wanted = random.dropout(g, p=0.4, key=KEYS[1])
+    for mode in ("force", "off"):
+        with gn.kernels(mode):
+            np.testing.assert_array_equal(random.dropout_again(g, bits, p=0.4), wanted)
+
+
+def test_the_tape_draws_once() -> None:
+    x = gn.tensor(np.ones((9, 5), np.float32), requires_grad=True)
+    y = gn.nn.functional.dropout(x, 0.3)
+    (y * y).sum().backward(retain_graph=True)
+    dropped = y.detach().numpy()
+    np.testing.assert_allclose(x.grad.numpy(), 2 * dropped**2, rtol=1e-6)
+    (again,) = gn.grad([y.sum()], [x], create_graph=True)
+    np.testing.assert_allclose(again.detach().numpy(), dropped, rtol=1e-6)
