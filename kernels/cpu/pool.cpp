@@ -319,6 +319,30 @@ struct Containing {
     long end(long position) const { return ends[position]; }
 };
 
+// A row of pixels gets what a row of windows hands to it, where these are side by side and have WIDE columns: sums are
+// held in registers until no further window adds to them. `number` is that of the windows' first place in the row.
+template <int WIDE, class Row>
+void roll(const Row& windows, long number, float* out, long channels, const Axis& columns, bool add) {
+    by_vectors(0, channels, [&](long c, long lanes) {
+        Vector held[WIDE] = {};
+        long pixel = -columns.pad;  // which the first of these is for
+        auto put = [&](Vector value) {
+            float* to = out + pixel * channels + c;
+            if (pixel >= 0 && pixel < columns.size) store_some(to, add ? load_some(to, lanes) + value : value, lanes);
+            pixel++;
+        };
+        for (long j = 0; j < columns.out; j++) {
+            auto values = windows.window(j).load(c, lanes);
+            for (int place = 0; place < WIDE; place++) held[place] += values.at(number + place);
+            put(held[0]);
+            for (int i = 1; i < WIDE; i++) held[i - 1] = held[i];
+            held[WIDE - 1] = Vector{};
+        }
+        for (int i = 0; i < WIDE - 1; i++) put(held[i]);
+        while (pixel < columns.size) put(Vector{});
+    });
+}
+
 template <class Source>
 void gather_pixels(Source source, float* to, long channels, const Geometry& of, long start, long stop) {
     const Axis &rows = of.rows, &columns = of.columns;
@@ -329,6 +353,11 @@ void gather_pixels(Source source, float* to, long channels, const Geometry& of, 
         long n = unit / rows.size, row = unit % rows.size, from = above.begin(row), until = above.end(row);
         float* out = to + unit * columns.size * channels;
         bool once = columns.tiles() && until - from == 1;
+        if (from < until && columns.dilation == 1 && columns.kernel == 3 && columns.stride == 1) {
+            for (long k = from; k < until; k++)
+                roll<3>(source.row(n, 0, above.windows[k]), above.places[k] * 3, out, channels, columns, k > from);
+            continue;
+        }
         long covered = once ? columns.out * columns.stride : 0;
         if (covered < columns.size)
             memset(out + covered * channels, 0, (columns.size - covered) * channels * sizeof(float));
@@ -416,21 +445,24 @@ void scatter(const Chosen& source, float* to, long channels, const Geometry& of,
 void scatter(const Shared& source, float* to, long channels, const Geometry& of, long start, long stop) {
     const Axis &rows = of.rows, &columns = of.columns;
     Bounds inside(columns, 0);
+    float* shares = scratch(1, columns.size);  // what one row of windows adds to each of the rows that it is in
     for (long plane = start; plane < stop; plane++) {
         float* out = to + plane * rows.size * columns.size;
         memset(out, 0, rows.size * columns.size * sizeof(float));
         for (long i = 0; i < rows.out; i++) {
-            long top = rows.begin(i) + rows.first(i), bottom = rows.begin(i) + rows.stop(i);
             auto windows = source.row(plane / channels, plane % channels, i);
+            memset(shares, 0, columns.size * sizeof(float));
             for (long j = 0; j < columns.out; j++) {
                 auto window = windows.window(j);
-                Vector slope = broadcast(*window.g * window.share);
-                for (long row = top; row < bottom; row++)
-                    by_vectors(inside.first(j), inside.stop(j), [&](long place, long lanes) {
-                        float* target = out + row * columns.size + columns.begin(j) + place;
-                        store_some(target, load_some(target, lanes) + slope, lanes);
-                    });
+                float slope = *window.g * window.share;
+                for (long place = inside.first(j); place < inside.stop(j); place++)
+                    shares[columns.begin(j) + place] += slope;
             }
+            for (long row = rows.begin(i) + rows.first(i); row < rows.begin(i) + rows.stop(i); row++)
+                by_vectors(row * columns.size, (row + 1) * columns.size, [&](long at, long lanes) {
+                    Vector share = load_some(shares + at - row * columns.size, lanes);
+                    store_some(out + at, load_some(out + at, lanes) + share, lanes);
+                });
         }
     }
 }
