@@ -108,7 +108,10 @@ def _(native, x, weight, bias):
 
 
 def multiply_add(native: Any, x: Any, weight: Any, bias: Any, relu: bool) -> Any:
-    """x @ weightᵀ + bias, through a ReLU if `relu`, of float32 matrices on the CPU; NotImplemented of anything else."""
+    """x @ weightᵀ + bias, through a ReLU if `relu`, of float32 arrays on the CPU; NotImplemented of anything else."""
+    if x.ndim > 2 and x.shape[-1]:
+        y = multiply_add(native, x.reshape(-1, x.shape[-1]), weight, bias, relu)
+        return y if y is NotImplemented else y.reshape(*x.shape[:-1], len(weight))
     if x.ndim != 2 or weight.ndim != 2 or x.dtype != float32 or weight.dtype != float32:
         return NotImplemented
     if x.shape[1] != weight.shape[1]:
@@ -174,10 +177,13 @@ def _linear_gradients(xp, g, _y, wanted, x, weight, _bias):
         product = matmul
     else:  # what the op comes to, without the way there
         product = np.ndarray.dot if g.size * weight.shape[1] < threads.SMALL and g.ndim == 2 else xp.matmul
+    shape = x.shape
+    if g.ndim != 2:  # one product of matrices, not a batch of small ones
+        g = _rows(g)
+        x = x if to_weight is None else _rows(x)
     if to_x is not None:
         dx = product(g, weight)
-    if g.ndim != 2:
-        x, g = _rows(x), _rows(g)
+        dx = dx if len(shape) == 2 else reshape(dx, shape=shape)
     if to_weight is not None:
         if weight.flags.f_contiguous:
             dweight = product(x.T, g).T  # in memory as the weight is, so that it need not be copied later

@@ -40,6 +40,19 @@ def test_layouts_that_the_kernel_does_not_take() -> None:
     assert linear(x, weight, bias.astype(np.float64)).dtype == np.float64
 
 
+def test_a_batch_of_matrices_is_one_of_rows() -> None:
+    x, weight, bias = inputs(24, 5, 4)
+    parts = [gn.tensor(a, requires_grad=True) for a in (x.reshape(2, 3, 4, 5), weight, bias)]
+    whole = [gn.tensor(a, requires_grad=True) for a in (x, weight, bias)]
+    with gn.kernels("force"):
+        y, z = linear(*parts), linear(*whole)
+    (y * y).sum().backward()
+    (z * z).sum().backward()
+    assert y.shape == (2, 3, 4, 4)
+    for a, b in zip([y, *(t.grad for t in parts)], [z, *(t.grad for t in whole)]):
+        np.testing.assert_array_equal(a.detach().numpy().ravel(), b.detach().numpy().ravel())
+
+
 def test_what_is_not_finite_stays_where_it_is() -> None:
     x, weight, bias = inputs(4, 3, 20)
     bias[[0, 17]] = np.nan, np.inf
