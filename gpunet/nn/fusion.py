@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+from gpunet.autograd import is_grad_enabled
 from gpunet.backends import backend_of_type
 from gpunet.backends.native import library
+from gpunet.errors import ShapeError
 from gpunet.nn.activation import GELU, ReLU, SiLU
 from gpunet.nn.conv import Conv2d
+from gpunet.nn.dropout import Dropout
+from gpunet.nn.flatten import Flatten
 from gpunet.nn.linear import Linear
 from gpunet.nn.module import Module
 from gpunet.nn.pool import MaxPool2d
+from gpunet.ops import elementwise
 from gpunet.ops.conv import conv_relu, conv_relu_pool
 from gpunet.ops.feed_forward import feed_forward
-from gpunet.ops.matmul import linear_relu
+from gpunet.ops.matmul import linear, linear_relu
 from gpunet.ops.op import kernels_mode
 from gpunet.tensor import Tensor
 
@@ -30,12 +37,56 @@ def call_next(modules: Sequence[Module], start: int, x: Any) -> tuple[Any, int]:
     """
     call = _FIRST.get(type(modules[start]))
     if call is not None and isinstance(x, Tensor):
+        if type(x.data) is np.ndarray and not is_grad_enabled():
+            data, end = _compute(modules, start, x.data)
+            if end > start:
+                return Tensor._wrap(data), end
         backend = backend_of_type(type(x.data))
         if backend.launcher is not None and kernels_mode() != "off":
             found = call(modules, start, x, backend.platform)
             if found is not None:
                 return found
     return modules[start](x), start + 1
+
+
+def _compute(modules: Sequence[Module], start: int, x: np.ndarray) -> tuple[np.ndarray, int]:
+    """What modules that are simple enough make of a NumPy array where nothing is recorded: without Tensors in between.
+
+    Returns:
+        An array of its own, and the number of the module after them: `start` where there are none, or one of them does
+        not fit, which it had better say itself.
+    """
+    end = done = start
+    y = result = x
+    while end < len(modules):
+        module: Any = modules[end]
+        kind = type(module)
+        if kind not in _SIMPLE or not _is_plain(module):
+            break
+        end += 1
+        if kind is Linear:
+            weight, bias = module.weight.data, module.bias
+            if not y.ndim or y.dtype != weight.dtype or type(weight) is not np.ndarray:
+                return x, start
+            relu = end < len(modules) and type(modules[end]) is ReLU and _is_plain(modules[end])
+            try:
+                y = (linear_relu if relu else linear)(y, weight, None if bias is None else bias.data)
+            except ShapeError:
+                return x, start
+            end += relu
+        elif kind is ReLU:
+            y = elementwise.relu(y)
+        elif kind is Flatten:
+            if module.start_axis != 1 or module.end_axis != -1 or y.ndim < 2 or not y.size:
+                break
+            y = y.reshape(len(y), -1)
+            continue  # a view, which is of use only to another module
+        elif module.training or y.dtype.kind != "f":
+            break
+        else:
+            continue  # dropout does nothing in evaluation
+        result, done = y, end
+    return result, done
 
 
 def _call_feed_forward(modules: Sequence[Module], start: int, x: Tensor, platform: str) -> tuple[Tensor, int] | None:
@@ -112,7 +163,10 @@ def _is_by_two(module: Module) -> bool:
     )
 
 
+_SIMPLE = (Linear, ReLU, Flatten, Dropout)
+
 _FIRST: dict[type, Callable[[Sequence[Module], int, Tensor, str], tuple[Tensor, int] | None]] = {
+    Flatten: lambda modules, start, x, platform: None,
     Linear: _call_feed_forward,
     Conv2d: _call_convolution,
 }

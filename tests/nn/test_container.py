@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+import numpy as np
 import pytest
 
 import gpunet as gn
 from gpunet import nn
+from gpunet.errors import DTypeError, ShapeError
 
 
 class Add(nn.Module):
@@ -81,6 +83,47 @@ def test_sequential_refuses_what_is_no_module() -> None:
         nn.Sequential(Add(1), nn.ReLU)
     with pytest.raises(TypeError, match=r"Sequential: '0' must be a Module, got a list"):
         nn.Sequential([Add(1), Add(2)])
+
+
+def small_network() -> nn.Sequential:
+    parts = [nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 7), nn.ReLU(), nn.Dropout(0.5), nn.Linear(7, 5, bias=False)]
+    return nn.Sequential(*parts, nn.ReLU(), nn.Flatten(), nn.Tanh(), nn.Linear(5, 2), nn.Dropout(0.5)).eval()
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 2, 2), (4, 12), (0, 12)], ids=str)
+def test_evaluation_gives_the_same_where_nothing_is_recorded(shape: tuple[int, ...]) -> None:
+    model, x = small_network(), gn.random.normal(shape)
+    recorded = model(x)
+    with gn.no_grad():
+        y = model(x)
+    assert not y.requires_grad and recorded.requires_grad
+    np.testing.assert_array_equal(y.numpy(), recorded.detach().numpy())
+
+
+def test_what_nothing_is_recorded_of_still_drops_and_calls_hooks() -> None:
+    model, x = small_network(), gn.ones((3, 12))
+    seen: list[tuple[int, ...]] = []
+    model[3].register_forward_hook(lambda module, args, y: seen.append(y.shape))
+    with gn.no_grad():
+        model(x)
+        assert seen == [(3, 7)]
+        assert len({float(model.train()(x).sum()) for _ in range(5)}) > 1
+
+
+@pytest.mark.parametrize("wrong", [gn.ones((3, 11)), gn.ones((3, 12), dtype="float64")], ids=["width", "dtype"])
+def test_errors_name_the_layer_where_nothing_is_recorded(wrong: gn.Tensor) -> None:
+    with gn.no_grad(), pytest.raises((ShapeError, DTypeError), match=r"model\.2 \(Linear"):
+        small_network()(wrong)
+
+
+def test_a_result_has_memory_of_its_own_unless_it_is_a_view() -> None:
+    x = gn.ones((2, 3, 2))
+    with gn.no_grad():
+        y = nn.Sequential(nn.Flatten())(x)
+        y += 1
+        z = nn.Sequential(nn.Flatten(), nn.ReLU())(x)
+        z += 1
+    assert x.tolist() == [[[2.0, 2.0]] * 3] * 2
 
 
 def test_module_dict() -> None:
