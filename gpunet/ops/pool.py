@@ -109,10 +109,11 @@ def max_pool(x: Any, *, kernel: Ints, stride: Ints, padding: Ints, dilation: Int
     Returns:
         (N, C, *output).
     """
-    how: dict[str, Any] = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
     if getattr(x, "requires_grad", False):
-        return max_with_offsets(x, **how, ceil_mode=ceil_mode)[0]
-    return max_values(x, **how, ceil_mode=ceil_mode)
+        return max_with_offsets(
+            x, kernel=kernel, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode
+        )[0]
+    return max_values(x, kernel=kernel, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode)
 
 
 @op
@@ -351,12 +352,22 @@ def _fits(x: Any, kernel: Ints = ()) -> bool:
 
 
 @lru_cache(maxsize=1024)
+def _plan(
+    shape: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool
+) -> tuple[Ints, np.ndarray]:
+    """The number of windows along each spatial axis of x, of `shape`, and a Geometry for kernels/cpu/pool.cpp."""
+    out, _covered = _geometry(shape, kernel, stride, padding, dilation, ceil_mode)
+    return out, _axes(shape[2:], out, kernel, stride, padding, dilation)
+
+
+@lru_cache(maxsize=1024)
 def _axes(lengths: Ints, out: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> np.ndarray:
     """A Geometry for kernels/cpu/pool.cpp; one spatial axis becomes the second."""
     axes = list(zip(lengths, out, kernel, stride, padding, dilation))
     return np.array([(1, 1, 1, 1, 0, 1), *axes][-2:], np.int64)
 
 
+@lru_cache(maxsize=1024)
 def _adaptive_axes(lengths: Ints, out: Ints) -> np.ndarray:
     """The same for windows of different sizes, as of `adaptive_mean`."""
     longest = tuple(int((_adaptive_weights(n, size) > 0).sum(axis=0).max()) for n, size in zip(lengths, out))
@@ -384,13 +395,13 @@ def _new(shape: Ints, last: bool, dtype: Any = float32) -> np.ndarray:
     return np.empty((n, *spatial, c), dtype).transpose(0, len(spatial) + 1, *range(1, len(spatial) + 1))
 
 
-def _max(native: Any, x: Any, numbered: bool, how: dict[str, Any], ceil_mode: bool) -> tuple[Any, Any]:
+def _max(native: Any, x: Any, numbered: bool, plan: tuple[Ints, np.ndarray]) -> tuple[Any, Any]:
     """`max_with_offsets` of the CPU; without the offsets if not so wanted."""
-    out, _ = _geometry(x.shape, ceil_mode=ceil_mode, **how)
-    last, shape = _is_last(x), (*x.shape[:2], *out)
+    out, about = plan
+    last, shape = _is_last(x), x.shape[:2] + out
     y, offsets = _new(shape, last), _new(shape, last, np.uint8) if numbered else None
-    work = partial(native.pool_max, _lying(x, last), y, offsets, _axes(x.shape[2:], out, **how), last)
-    threads.split(_rows(y, 1 if last else y.shape[1]), work, x.size)
+    work = partial(native.pool_max, _lying(x, last), y, offsets, about, last)
+    threads.split(_rows(y, 1 if last else shape[1]), work, x.size)
     return y, offsets
 
 
@@ -399,34 +410,30 @@ def _rows(a: Any, planes: int = 1) -> int:
     return a.shape[0] * planes * (a.shape[2] if a.ndim == 4 else 1)
 
 
-def _unpool(native: Any, g: Any, offsets: Any, y: Any, shape: Ints, how: dict[str, Any]) -> Any:
+def _unpool(native: Any, g: Any, offsets: Any, y: Any, shape: Ints, about: np.ndarray) -> Any:
     """`unpool` of the CPU; where y is positive, unless it is None."""
     last = _is_last(offsets)
     dx = _new(shape, last)
-    about = _axes(shape[2:], g.shape[2:], **how)
-    lying = [a if a is None else _lying(a, last) for a in (g, offsets, y)]
-    threads.split(
-        _rows(dx) if last else prod(dx.shape[:2]), partial(native.pool_unpool, *lying, dx, about, last), dx.size
-    )
+    y = None if y is None else _lying(y, last)
+    work = partial(native.pool_unpool, _lying(g, last), _lying(offsets, last), y, dx, about, last)
+    threads.split(_rows(dx) if last else prod(shape[:2]), work, dx.size)
     return dx
 
 
 @max_values.kernel("pool", platform="cpu", when=lambda x, *, kernel, **_: _fits(x, kernel))
 def _(native, x, *, kernel, stride, padding, dilation, ceil_mode):
-    how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
-    return _max(native, x, False, how, ceil_mode)[0]
+    return _max(native, x, False, _plan(x.shape, kernel, stride, padding, dilation, ceil_mode))[0]
 
 
 @max_with_offsets.kernel("pool", platform="cpu", when=lambda x, *, kernel, **_: _fits(x, kernel))
 def _(native, x, *, kernel, stride, padding, dilation, ceil_mode):
-    how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
-    return _max(native, x, True, how, ceil_mode)
+    return _max(native, x, True, _plan(x.shape, kernel, stride, padding, dilation, ceil_mode))
 
 
 @unpool.kernel("pool", platform="cpu", when=lambda g, offsets, *, kernel, **_: _fits_back(g, offsets, kernel))
 def _(native, g, offsets, *, shape, kernel, stride, padding, dilation):
-    how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
-    return _unpool(native, g, offsets, None, shape, how)
+    about = _axes(shape[2:], g.shape[2:], kernel, stride, padding, dilation)
+    return _unpool(native, g, offsets, None, shape, about)
 
 
 def _fits_back(g: Any, offsets: Any, kernel: Ints) -> bool:
@@ -441,8 +448,8 @@ def _fits_back(g: Any, offsets: Any, kernel: Ints) -> bool:
     ),
 )
 def _(native, g, y, offsets, *, shape, kernel, stride, padding, dilation):
-    how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
-    return _unpool(native, g, offsets, y, shape, how)
+    about = _axes(shape[2:], g.shape[2:], kernel, stride, padding, dilation)
+    return _unpool(native, g, offsets, y, shape, about)
 
 
 def _sum(native: Any, x: Any, out: Ints, about: np.ndarray, factor: float) -> Any:
@@ -464,9 +471,8 @@ def _hand_back(native: Any, g: Any, shape: Ints, about: np.ndarray, factor: floa
 
 @window_sum.kernel("pool", platform="cpu", when=lambda x, **_: _fits(x))
 def _(native, x, *, kernel, stride, padding, ceil_mode, factor):
-    ones = (1,) * len(kernel)
-    out, _ = _geometry(x.shape, kernel, stride, padding, ones, ceil_mode)
-    return _sum(native, x, out, _axes(x.shape[2:], out, kernel, stride, padding, ones), factor)
+    out, about = _plan(x.shape, kernel, stride, padding, (1,) * len(kernel), ceil_mode)
+    return _sum(native, x, out, about, factor)
 
 
 @spread.kernel("pool", platform="cpu", when=lambda g, **_: _fits(g))

@@ -96,14 +96,15 @@ struct Bounds {
     long stop(long window) const { return bounds[2 * window + 1]; }
 };
 
-// The places of a window that are inside: how far they are from where it begins, and their numbers.
+// The places of a window that are inside: how far they are from where it begins, their columns and their numbers.
 struct Places {
     long count = 0;
-    long* bytes;
+    long *bytes, *columns;
     int* numbers;
 
     explicit Places(const Geometry& of)
-        : bytes(scratch<long>(0, of.last() + 1)), numbers(scratch<int>(1, of.last() + 1)) {}
+        : bytes(scratch<long>(0, of.last() + 1)), columns(scratch<long>(1, of.last() + 1)),
+          numbers(scratch<int>(4, of.last() + 1)) {}
 
     void choose(const Geometry& of, const Array* x, long top, long bottom, long left, long right) {
         if (top == top_ && bottom == bottom_ && left == left_ && right == right_) return;
@@ -112,6 +113,7 @@ struct Places {
         for (long i = top; i < bottom; i++)
             for (long j = left; j < right; j++) {
                 bytes[count] = i * of.rows.dilation * x->strides[2] + j * of.columns.dilation * x->strides[3];
+                columns[count] = j;
                 numbers[count++] = i * of.columns.kernel + j;
             }
     }
@@ -128,11 +130,11 @@ void each_pixel(const Array* x, const Geometry& of, long start, long stop, Step 
     const Axis &rows = of.rows, &columns = of.columns;
     long channels = x->shape[1];
     Places places(of);
-    Bounds inside(columns, 2);
+    Bounds down(rows, 2), along(columns, 3);
     for (long unit = start; unit < stop; unit++) {
-        long i = unit % rows.out, top = rows.first(i), bottom = rows.stop(i);
+        long i = unit % rows.out, top = down.first(i), bottom = down.stop(i);
         for (long j = 0; j < columns.out; j++) {
-            places.choose(of, x, top, bottom, inside.first(j), inside.stop(j));
+            places.choose(of, x, top, bottom, along.first(j), along.stop(j));
             const char* corner = element<char>(x, unit / rows.out, 0, rows.begin(i), columns.begin(j));
             long at = (unit * columns.out + j) * channels, c = 0;
             auto load = [&](long lanes) {
@@ -157,8 +159,9 @@ void each_in_planes(const Array* x, const Geometry& of, float outside, long star
     const Axis &rows = of.rows, &columns = of.columns;
     long channels = x->shape[1];
     Places places(of);
+    Bounds down(rows, 2);
     // for each vector of windows and each place, between which lanes it is inside
-    long* bounds = scratch<long>(2, 2 * columns.kernel * (columns.out / WIDTH + 1));
+    long* bounds = scratch<long>(3, 2 * columns.kernel * (columns.out / WIDTH + 1));
     for (long j = 0; j < columns.out; j++)
         for (long place = 0; place < columns.kernel; place++) {
             long* range = bounds + 2 * (j / WIDTH * columns.kernel + place);
@@ -169,14 +172,14 @@ void each_in_planes(const Array* x, const Geometry& of, float outside, long star
         }
     for (long unit = start; unit < stop; unit++) {
         long i = unit % rows.out, plane = unit / rows.out;
-        places.choose(of, x, rows.first(i), rows.stop(i), 0, columns.kernel);
+        places.choose(of, x, down.first(i), down.stop(i), 0, columns.kernel);
         const char* corner = element<char>(x, plane / channels, plane % channels, rows.begin(i), -columns.pad);
         for (long j = 0; j < columns.out; j += WIDTH) {
             const char* windows = corner + j * columns.stride * sizeof(float);
             const long* ranges = bounds + 2 * (j / WIDTH * columns.kernel);
             auto load = [&](long place, int) {
                 const float* from = reinterpret_cast<const float*>(windows + places.bytes[place]);
-                const long* range = ranges + 2 * (place % columns.kernel);
+                const long* range = ranges + 2 * places.columns[place];
                 return load_apart<STRIDE>(from, columns.stride, range[0], range[1], outside);
             };
             long lanes = columns.out - j < WIDTH ? columns.out - j : WIDTH;
