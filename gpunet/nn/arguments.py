@@ -38,6 +38,8 @@ def integers(where: str, name: str, value: Any, n: int, least: int = 1) -> Ints:
     Raises:
         TypeError, ValueError: it is something else.
     """
+    if type(value) is int and value >= least:
+        return (value,) * n
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * n
     if len(values) != n:
         raise ValueError(f"{where}: {name} must be an int or {n} of them, got {value!r}")
