@@ -85,7 +85,7 @@ class enable_grad(set_grad_enabled):
 
 def is_grad_enabled() -> bool:
     """Whether ops on Tensors that require gradients are recorded, in this thread."""
-    return _mode.enabled
+    return not _blocks or _mode.enabled
 
 
 # --- nodes ------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ class Dropout(Module):
         self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
-        check_array(x)
+        if not isinstance(x, Tensor):
+            check_array(x)
         return F.dropout(x, self.p, self.training)
 
     def extra_repr(self) -> str:

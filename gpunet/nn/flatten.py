@@ -22,7 +22,7 @@ class Flatten(Module):
         self.end_axis = end_axis
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = check_array(x)
+        shape = x.shape if isinstance(x, Tensor) else check_array(x)
         n, start, end = len(shape), self.start_axis, self.end_axis
         start, end = start + n if start < 0 else start, end + n if end < 0 else end
         if not 0 <= start <= end < n:

@@ -726,7 +726,8 @@ def cross_entropy(
     _check_predictions(name, x)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"{name}: label_smoothing is a share, from 0 to 1, got {label_smoothing}")
-    target = gn.asarray(target)
+    if not isinstance(target, Tensor):
+        target = gn.asarray(target)
     if is_floating(target.dtype) and target.shape == x.shape:
         return _cross_entropy_of_probabilities(x, target, weight, reduction, label_smoothing)
     if weight is None and not label_smoothing and _are_plain(x, target):

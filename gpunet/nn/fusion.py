@@ -35,9 +35,10 @@ def call_next(modules: Sequence[Module], start: int, x: Any) -> tuple[Any, int]:
     Returns:
         What the last of them gives, and the number of the module after it.
     """
-    call = _FIRST.get(type(modules[start]))
+    module = modules[start]
+    call = _FIRST.get(type(module))
     if call is not None and isinstance(x, Tensor):
-        if type(x.data) is np.ndarray and not is_grad_enabled():
+        if not is_grad_enabled() and type(x.data) is np.ndarray:
             data, end = _compute(modules, start, x.data)
             if end > start:
                 return Tensor._wrap(data), end
@@ -46,7 +47,7 @@ def call_next(modules: Sequence[Module], start: int, x: Any) -> tuple[Any, int]:
             found = call(modules, start, x, backend.platform)
             if found is not None:
                 return found
-    return modules[start](x), start + 1
+    return module(x), start + 1
 
 
 def _compute(modules: Sequence[Module], start: int, x: np.ndarray) -> tuple[np.ndarray, int]:
@@ -117,12 +118,17 @@ def _call_feed_forward(modules: Sequence[Module], start: int, x: Tensor, platfor
 def _call_linear_relu(modules: Sequence[Module], start: int, x: Tensor) -> tuple[Tensor, int] | None:
     """Linear, ReLU."""
     layer: Any = modules[start]
-    following = modules[start + 1] if start + 1 < len(modules) else None
-    if type(following) is not ReLU or not x.ndim or not _is_plain(layer) or not _is_plain(following):
+    if start + 1 == len(modules) or type(modules[start + 1]) is not ReLU:
         return None
-    if not _fits(layer, x.shape[-1], x):
+    weight, data = layer.weight, x.data
+    if data.dtype != weight.data.dtype or type(data) is not type(weight.data):
         return None
-    return linear_relu(x, layer.weight, layer.bias), start + 2
+    if not _is_plain(layer) or not _is_plain(modules[start + 1]):
+        return None
+    try:
+        return linear_relu(x, weight, layer.bias), start + 2
+    except ShapeError:
+        return None
 
 
 def _call_convolution(modules: Sequence[Module], start: int, x: Tensor, platform: str) -> tuple[Tensor, int] | None:
@@ -166,7 +172,7 @@ def _is_by_two(module: Module) -> bool:
 _SIMPLE = (Linear, ReLU, Flatten, Dropout)
 
 _FIRST: dict[type, Callable[[Sequence[Module], int, Tensor, str], tuple[Tensor, int] | None]] = {
-    Flatten: lambda modules, start, x, platform: None,
+    Flatten: lambda modules, start, x, platform: None,  # together with others only where nothing is recorded
     Linear: _call_feed_forward,
     Conv2d: _call_convolution,
 }

@@ -50,12 +50,12 @@ def _is_plain(x: Any, target: Any, weight: Any, label_smoothing: float) -> bool:
         weight is None
         and not label_smoothing
         and x.dtype == float32
+        and target.dtype == int64
         and x.ndim == 2
         and x.shape[1] > 0
-        and x.flags.c_contiguous
-        and target.dtype == int64
-        and target.flags.c_contiguous
         and target.shape == x.shape[:1]
+        and x.flags.c_contiguous
+        and target.flags.c_contiguous
     )
 
 

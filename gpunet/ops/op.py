@@ -79,7 +79,7 @@ def kernels(mode: str) -> Iterator[None]:
 
 def kernels_mode() -> str:
     """What `kernels` was last given, in this thread."""
-    return _mode.kernels
+    return _mode.kernels if _blocks else "auto"
 
 
 class Op:
