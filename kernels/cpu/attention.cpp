@@ -230,13 +230,14 @@ struct Mask {
     Vector some(long query, long key, long lanes) const {
         if (kind == ADDED && column == sizeof(float))
             return load_some(reinterpret_cast<const float*>(start + query * row) + key, lanes);
-        float found[WIDTH] = {};
         if (kind == BOOLEAN && column == 1 && lanes == WIDTH) {
-            const char* from = start + query * row + key;
-            for (long i = 0; i < WIDTH; i++) found[i] = from[i] ? 0.0f : -INFINITY;
-        } else {
-            for (long i = 0; i < lanes; i++) found[i] = at(query, key + i);
+            typedef int8_t Bytes __attribute__((vector_size(WIDTH)));
+            Bytes bytes;
+            memcpy(&bytes, start + query * row + key, sizeof bytes);
+            return select(__builtin_convertvector(bytes, IntVector) != 0, Vector{}, broadcast(-INFINITY));
         }
+        float found[WIDTH] = {};
+        for (long i = 0; i < lanes; i++) found[i] = at(query, key + i);
         return load(found);
     }
 };
