@@ -365,7 +365,7 @@ def _wrap_several(op: Op, args: Any, params: Any, ys: tuple[Any, ...], nodes: Se
     whole = None
     if op.derivative is not None and _mode.enabled and any(node is not None for node in nodes):
         whole = Node(op, (), ys[0].dtype, nodes)
-        whole.params, whole.saved = params, args
+        whole.params, whole.saved = params, args if op.keeps_all else _saved(op, args, nodes)
         if op.keeps_output:
             whole.output, whole.memory = ys, Memory(())  # one record of writes for all outputs
     outs = []
