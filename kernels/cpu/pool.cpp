@@ -322,21 +322,22 @@ struct Containing {
     long end(long position) const { return ends[position]; }
 };
 
-// A row of pixels gets what a row of windows hands to it, where these are side by side and have WIDE columns: sums are
-// held in registers until no further window adds to them. `number` is that of the windows' first place in the row.
+// A row of pixels gets what `count` rows of windows hand to it, where these are side by side and have WIDE columns: sums
+// are held in registers until no further window adds to them. `numbers` are those of the first places in the row.
 template <int WIDE, class Row>
-void roll(const Row& windows, long number, float* out, long channels, const Axis& columns, bool add) {
+void roll(const Row* windows, const long* numbers, long count, float* out, long channels, const Axis& columns) {
     by_vectors(0, channels, [&](long c, long lanes) {
         Vector held[WIDE] = {};
         long pixel = -columns.pad;  // which the first of these is for
         auto put = [&](Vector value) {
-            float* to = out + pixel * channels + c;
-            if (pixel >= 0 && pixel < columns.size) store_some(to, add ? load_some(to, lanes) + value : value, lanes);
+            if (pixel >= 0 && pixel < columns.size) store_some(out + pixel * channels + c, value, lanes);
             pixel++;
         };
         for (long j = 0; j < columns.out; j++) {
-            auto values = windows.window(j).load(c, lanes);
-            for (int place = 0; place < WIDE; place++) held[place] += values.at(number + place);
+            for (long k = 0; k < count; k++) {
+                auto values = windows[k].window(j).load(c, lanes);
+                for (int place = 0; place < WIDE; place++) held[place] += values.at(numbers[k] + place);
+            }
             put(held[0]);
             for (int i = 1; i < WIDE; i++) held[i - 1] = held[i];
             held[WIDE - 1] = Vector{};
@@ -352,13 +353,18 @@ void gather_pixels(Source source, float* to, long channels, const Geometry& of, 
     Containing above(rows, 0);
     Bounds inside(columns, 3);
     long apart = columns.dilation * channels;
+    auto* sides = scratch<typename Source::Row>(4, rows.kernel);
+    long* numbers = scratch<long>(5, rows.kernel);
     for (long unit = start; unit < stop; unit++) {
         long n = unit / rows.size, row = unit % rows.size, from = above.begin(row), until = above.end(row);
         float* out = to + unit * columns.size * channels;
         bool once = columns.tiles() && until - from == 1;
-        if (from < until && columns.dilation == 1 && columns.kernel == 3 && columns.stride == 1) {
-            for (long k = from; k < until; k++)
-                roll<3>(source.row(n, 0, above.windows[k]), above.places[k] * 3, out, channels, columns, k > from);
+        if (columns.dilation == 1 && columns.kernel == 3 && columns.stride == 1) {
+            for (long k = from; k < until; k++) {
+                sides[k - from] = source.row(n, 0, above.windows[k]);
+                numbers[k - from] = above.places[k] * 3;
+            }
+            roll<3>(sides, numbers, until - from, out, channels, columns);
             continue;
         }
         long covered = once ? columns.out * columns.stride : 0;
