@@ -322,8 +322,8 @@ struct Containing {
     long end(long position) const { return ends[position]; }
 };
 
-// A row of pixels gets what `count` rows of windows hand to it, where these are side by side and have WIDE columns: sums
-// are held in registers until no further window adds to them. `numbers` are those of the first places in the row.
+// A row of pixels gets what `count` rows of windows hand to it, where these are side by side and have WIDE columns:
+// sums are held in registers until no further window adds to them. `numbers` are those of the first places in the row.
 template <int WIDE, class Row>
 void roll(const Row* windows, const long* numbers, long count, float* out, long channels, const Axis& columns) {
     by_vectors(0, channels, [&](long c, long lanes) {
