@@ -37,10 +37,8 @@ _NONE: dict[str, Any] = {}
 
 
 class _Mode(threading.local):
-    enabled = True
-
     def __init__(self) -> None:
-        self.before: list[bool] = []  # what the `with` blocks that this thread is in will go back to
+        self.enabled = [True]  # whether to record: at first, and in each of the blocks that this thread is in
 
 
 _mode = _Mode()
@@ -57,11 +55,10 @@ class set_grad_enabled(ContextDecorator):
 
     def __enter__(self) -> None:
         _blocks.append(None)
-        _mode.before.append(_mode.enabled)
-        _mode.enabled = self._enabled
+        _mode.enabled.append(self._enabled)
 
     def __exit__(self, *exc: object) -> None:
-        _mode.enabled = _mode.before.pop()
+        _mode.enabled.pop()
         _blocks.pop()
 
 
@@ -85,7 +82,7 @@ class enable_grad(set_grad_enabled):
 
 def is_grad_enabled() -> bool:
     """Whether ops on Tensors that require gradients are recorded, in this thread."""
-    return not _blocks or _mode.enabled
+    return not _blocks or _mode.enabled[-1]
 
 
 # --- nodes ------------------------------------------------------------------------------------------------------------
@@ -221,7 +218,7 @@ def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
     out = _new(Tensor)
     out.data = y
     out._memory = None
-    if tracked and op.derivative is not None and (not _blocks or _mode.enabled) and y.dtype.kind == "f":
+    if tracked and op.derivative is not None and (not _blocks or _mode.enabled[-1]) and y.dtype.kind == "f":
         out._node = node = _new(Node)
         node.op = op
         node.shape = y.shape
@@ -258,7 +255,7 @@ def record_one(op: Op, x: Tensor) -> Any:
     out.data = y
     out._memory = None
     before = x._node
-    if before is None or op.derivative is None or (_blocks and not _mode.enabled) or y.dtype.kind != "f":
+    if before is None or op.derivative is None or (_blocks and not _mode.enabled[-1]) or y.dtype.kind != "f":
         out._node = None
         return out
     out._node = node = _new(Node)
@@ -299,7 +296,7 @@ def _operator(op: Op) -> Callable[[Tensor, Any], Any]:
         out.data = y
         out._memory = None
         first, second = a._node, b._node
-        if (first is None and second is None) or (_blocks and not _mode.enabled) or y.dtype.kind != "f":
+        if (first is None and second is None) or (_blocks and not _mode.enabled[-1]) or y.dtype.kind != "f":
             out._node = None
             return out
         out._node = node = _new(kind_of_node)
@@ -363,7 +360,7 @@ def _part(whole: Node, index: int, ys: tuple[Any, ...]) -> Node:
 def _wrap_several(op: Op, args: Any, params: Any, ys: tuple[Any, ...], nodes: Sequence[Node | None]) -> Any:
     """Tensors for an op of several outputs: a node for the op, and one for each output that hands its gradient on."""
     whole = None
-    if op.derivative is not None and _mode.enabled and any(node is not None for node in nodes):
+    if op.derivative is not None and _mode.enabled[-1] and any(node is not None for node in nodes):
         whole = Node(op, (), ys[0].dtype, nodes)
         whole.params, whole.saved = params, args if op.keeps_all else _saved(op, args, nodes)
         if op.keeps_output:
@@ -389,7 +386,9 @@ def write(target: Tensor, op: Op, other: Any, params: dict[str, Any]) -> None:
             shares memory with another Tensor.
         ShapeError, DTypeError: the result would not fit into the target.
     """
-    tracked = _mode.enabled and (target._node is not None or (isinstance(other, Tensor) and other._node is not None))
+    tracked = _mode.enabled[-1] and (
+        target._node is not None or (isinstance(other, Tensor) and other._node is not None)
+    )
     data = target.data
     if not tracked:
         if isinstance(other, Tensor):
@@ -569,16 +568,16 @@ def _run(
         wanted = _leading_to(order, targets)
         keep = partial(_collect, targets=targets, results=results, owned=owned)
 
-    data, before = roots[0].data, _mode.enabled
+    data = roots[0].data
     _blocks.append(None)
-    _mode.enabled = create_graph
+    _mode.enabled.append(create_graph)
     try:
         with _NOWHERE if type(data) is np.ndarray else _on_device_of(data):
             _flow(order, pending, wanted, keep, create_graph, retain_graph)
             for leaf, g in pending.items():
                 keep(leaf, g)
     finally:
-        _mode.enabled = before
+        _mode.enabled.pop()
         _blocks.pop()
     return [] if targets is None else [results.get(n) for n in targets]
 

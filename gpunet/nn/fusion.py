@@ -71,7 +71,8 @@ def _compute(modules: Sequence[Module], start: int, x: np.ndarray) -> tuple[np.n
                 return x, start
             relu = end < len(modules) and type(modules[end]) is ReLU and _is_plain(modules[end])
             try:
-                y = (linear_relu if relu else linear)(y, weight, None if bias is None else bias.data)
+                run = (linear_relu if relu else linear).implementation(np.ndarray)
+                y = run(y, weight, None if bias is None else bias.data)
             except ShapeError:
                 return x, start
             end += relu
@@ -169,7 +170,7 @@ def _is_by_two(module: Module) -> bool:
     )
 
 
-_SIMPLE = (Linear, ReLU, Flatten, Dropout)
+_SIMPLE = {Linear, ReLU, Flatten, Dropout}
 
 _FIRST: dict[type, Callable[[Sequence[Module], int, Tensor, str], tuple[Tensor, int] | None]] = {
     Flatten: lambda modules, start, x, platform: None,  # together with others only where nothing is recorded
@@ -179,7 +180,8 @@ _FIRST: dict[type, Callable[[Sequence[Module], int, Tensor, str], tuple[Tensor, 
 
 
 def _is_plain(module: Module) -> bool:
-    return not module._hooks and not module._pre_hooks and "forward" not in module.__dict__
+    own = module.__dict__
+    return not own.get("_hooks") and not own.get("_pre_hooks") and "forward" not in own
 
 
 def _activation(module: Module) -> str | None:
