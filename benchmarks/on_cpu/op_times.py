@@ -69,27 +69,29 @@ class Stopwatch:
 def watching(stopwatch: Stopwatch) -> Iterator[None]:
     """Every op that there is, timed."""
     ops = [thing for thing in gc.get_objects() if isinstance(thing, Op)]
-    before = [(op.derivative, op.derivatives) for op in ops]
+    before = [(op.derivative, op.derivatives, op.raw_derivative) for op in ops]
     implement = Op._implement
 
-    def timed_implement(self: Op, backend: Any) -> Callable[..., Any]:
-        return stopwatch.timed(self.name, implement(self, backend))
+    def timed_implement(self: Op, *args: Any) -> Callable[..., Any]:
+        return stopwatch.timed(self.name, implement(self, *args))
 
     Op._implement = timed_implement  # type: ignore[method-assign]
     try:
-        for op, (derivative, derivatives) in zip(ops, before):
+        for op, (derivative, derivatives, raw) in zip(ops, before):
             op.implementations.clear()
+            name = f"{op.name}'s derivative"
             if derivative is not None:
-                op.derivative = stopwatch.timed(f"{op.name}'s derivative", derivative)
+                op.derivative = stopwatch.timed(name, derivative)
             if derivatives is not None:
-                first, second = (stopwatch.timed(f"{op.name}'s derivative", part) for part in derivatives)
-                op.derivatives = first, second
+                op.derivatives = tuple(stopwatch.timed(name, part) for part in derivatives)
+            if raw is not None:
+                op.raw_derivative = stopwatch.timed(name, raw)
         yield
     finally:
         Op._implement = implement  # type: ignore[method-assign]
-        for op, (derivative, derivatives) in zip(ops, before):
+        for op, derivatives_of in zip(ops, before):
             op.implementations.clear()
-            op.derivative, op.derivatives = derivative, derivatives
+            op.derivative, op.derivatives, op.raw_derivative = derivatives_of
 
 
 def profile(make: Callable[[], Any], steps: int) -> dict[str, Any]:
