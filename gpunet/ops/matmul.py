@@ -102,7 +102,7 @@ def linear(xp, x, weight, bias=None):
     return y
 
 
-@linear.kernel("linear", platform="cpu")
+@linear.kernel("matmul", platform="cpu")
 def _(native, x, weight, bias):
     return multiply_add(native, x, weight, bias, False)
 
@@ -200,7 +200,7 @@ def linear_relu(xp, x, weight, bias=None):
     return relu(linear(x, weight, bias))
 
 
-@linear_relu.kernel("linear", platform="cpu")
+@linear_relu.kernel("matmul", platform="cpu")
 def _(native, x, weight, bias):
     return multiply_add(native, x, weight, bias, True)
 
