@@ -393,3 +393,18 @@ def test_threads_launch_one_after_another() -> None:
         for thread in threads:
             thread.join()
     assert all((y == 64).all() for y in results)
+
+
+def test_what_numpy_computes_is_written_down() -> None:
+    x = gn.ones((4, 6), device="emulated").data
+    host: list[str] = []
+    with emulation(host=host):
+        x.T.reshape(3, 8)[1:].transpose(1, 0)  # views are no work
+    assert host == []
+    with emulation(host=host):
+        y = x + 1
+        y[0] = 3.0
+        y.sum()
+        np.concatenate([x, x])
+        gn.zeros(3, device="emulated")
+    assert [name for name in host if name != "copyto"] == ["add", "__setitem__", "add", "concatenate", "zeros"]

@@ -13,7 +13,43 @@ from gpunet.backends.emulated.compiler import runtime
 
 
 class EmulatedArray(np.ndarray):
-    """An array on the emulated device."""
+    """An array on the emulated device.
+
+    What NumPy computes of it, as CuPy would with kernels of its own, is written down where `emulation(host=...)` asks
+    for that.
+    """
+
+    def __array_ufunc__(self, ufunc: Any, method: Any, *inputs: Any, out: Any = None, **options: Any) -> Any:
+        note(ufunc.__name__)
+        if out is not None:
+            options["out"] = tuple(map(_plain, out))
+        if "where" in options:
+            options["where"] = _plain(options["where"])
+        y = getattr(ufunc, method)(*map(_plain, inputs), **options)
+        if out is None:
+            return wrap(y)
+        return out[0] if len(out) == 1 else out
+
+    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        if function.__name__ not in _NO_WORK:
+            note(function.__name__)
+        return super().__array_function__(function, types, args, options)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        note("__setitem__")
+        super().__setitem__(key, value)
+
+    def astype(self, *args: Any, **options: Any) -> Any:
+        note("astype")
+        return super().astype(*args, **options)
+
+    def copy(self, *args: Any, **options: Any) -> Any:
+        note("copy")
+        return super().copy(*args, **options)
+
+    def fill(self, value: Any) -> None:
+        note("fill")
+        super().fill(value)
 
     @property
     def base(self) -> Any:
@@ -23,6 +59,25 @@ class EmulatedArray(np.ndarray):
 
     def __array_wrap__(self, array: np.ndarray, context: Any = None, return_scalar: bool = False) -> Any:
         return array.view(EmulatedArray)  # a GPU has arrays without axes, and no scalars
+
+
+# Functions that only look at arrays or make views of them.
+_NO_WORK = {
+    *("atleast_1d", "atleast_2d", "broadcast_arrays", "broadcast_to", "diagonal", "empty_like", "expand_dims", "flip"),
+    *("matrix_transpose", "moveaxis", "ndim", "permute_dims", "rollaxis", "shape", "size", "split", "squeeze"),
+    *("swapaxes", "transpose", "unstack", "can_cast", "iscomplexobj", "may_share_memory", "result_type"),
+    *("shares_memory",),
+}
+# Functions that make arrays of nothing, which NumPy does not tell a class of arrays about.
+_CREATION = {"arange", "eye", "full", "identity", "linspace", "ones", "tri", "zeros"}
+
+notes: list[list[str] | None] = []  # where to write down what NumPy computes, the innermost `emulation` last
+
+
+def note(name: str) -> None:
+    """Write down that NumPy computes something for the emulated device."""
+    if notes and notes[-1] is not None:
+        notes[-1].append(name)
 
 
 class _Memory:
@@ -57,6 +112,11 @@ def empty(shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = 
     return np.ndarray.__new__(EmulatedArray, shape, dtype, memory, 0, strides)
 
 
+def _plain(value: Any) -> Any:
+    """An array of the emulated device as NumPy's own class; anything else as it is."""
+    return value.view(np.ndarray) if isinstance(value, EmulatedArray) else value
+
+
 def wrap(value: Any, kinds: Any = (np.ndarray, np.generic)) -> Any:
     """A result of a NumPy function (an array, a scalar, or several of them) with arrays of the emulated device in the
     place of what is of `kinds`."""
@@ -72,8 +132,12 @@ def wrap(value: Any, kinds: Any = (np.ndarray, np.generic)) -> Any:
 
 
 def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    creates = getattr(function, "__name__", "") in _CREATION
+
     def call(*args: Any, **kwargs: Any) -> Any:
         kwargs.pop("device", None)
+        if creates:
+            note(function.__name__)
         return wrap(function(*args, **kwargs))
 
     return call

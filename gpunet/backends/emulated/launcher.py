@@ -44,6 +44,7 @@ def emulation(
     late: bool = False,
     processors: int = 4,
     log: list[tuple[str, tuple[int, int, int]]] | None = None,
+    host: list[str] | None = None,
     folder: Path | None = None,
 ) -> Iterator[None]:
     """Choose how the emulated device behaves within a `with` block, for all threads of the process.
@@ -57,6 +58,8 @@ def emulation(
             may, instead of at once.
         processors: how many multiprocessors it claims to have.
         log: a list that receives (the kernel's expression, the grid) of each launch.
+        host: a list that receives the names of what NumPy computes on the device's arrays, in the place of CuPy's own
+            kernels.
         folder: of .cu files to launch from, instead of kernels/. They may include headers that are there.
 
     Raises:
@@ -68,10 +71,12 @@ def emulation(
     if order not in _ORDERS:
         raise ValueError(f"emulation: expected an order of {', '.join(map(repr, _ORDERS))}, got {order!r}")
     before, _settings = _settings, _Settings(architecture, order, seed, late, processors, log, folder)
+    arrays.notes.append(host)
     try:
         yield
     finally:
         _settings = before
+        arrays.notes.pop()
 
 
 class EmulatedLauncher(Launcher):
