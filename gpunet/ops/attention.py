@@ -9,7 +9,7 @@ which are differentiable.
 from __future__ import annotations
 
 import sys
-from functools import cache, partial
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -115,12 +115,18 @@ def attention_weights(
 def _(xp, gs, ys, q, k, v, mask, *, scale, causal, dropout, key):
     args = (*gs, *ys, q, k, v, mask)
     how = {"scale": scale, "causal": causal, "dropout": dropout, "key": key}
-    run = partial(attention_grad.reference, xp) if any(isinstance(a, Traced) for a in gs) else attention_grad
-    found = cache(lambda: run(*args, **how))
+    found: list[Any] = []  # once they were asked for
+
+    def gradient(i: int) -> Any:
+        if not found:
+            again = any(isinstance(g, Traced) for g in gs)
+            found.extend(attention_grad.reference(xp, *args, **how) if again else attention_grad(*args, **how))
+        return found[i]
+
     to_mask = None
     if mask is not None and mask.dtype != "bool":
         to_mask = lambda: _score_gradient(*map(_as_wide, args), **how)[1]  # noqa: E731
-    return (lambda: found()[0]), (lambda: found()[1]), (lambda: found()[2]), to_mask
+    return (lambda: gradient(0)), (lambda: gradient(1)), (lambda: gradient(2)), to_mask
 
 
 @op
@@ -210,9 +216,11 @@ def _by_position(q: np.ndarray, features: int) -> np.ndarray:
     *leading, length, _features = q.shape
     if len(leading) < 2:
         return np.empty((*leading, length, features), float32)
+    last = len(leading)
     if q.strides[-2] > q.strides[0]:
-        return np.moveaxis(np.empty((length, *leading, features), float32), 0, -2)
-    return np.moveaxis(np.empty((leading[0], length, *leading[1:], features), float32), 1, -2)
+        return np.empty((length, *leading, features), float32).transpose(*range(1, last + 1), 0, last + 1)
+    memory = np.empty((leading[0], length, *leading[1:], features), float32)
+    return memory.transpose(0, *range(2, last + 1), 1, last + 1)
 
 
 def _split(work: Any, units: int, items: int, q: np.ndarray, k: np.ndarray, v: np.ndarray, products: int) -> None:
