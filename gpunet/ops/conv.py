@@ -22,9 +22,9 @@ import numpy as np
 from gpunet.backends import backend_of_type, threads
 from gpunet.backends.native import library
 from gpunet.errors import ShapeError
-from gpunet.ops.elementwise import relu
+from gpunet.ops.elementwise import lying_as, relu
 from gpunet.ops.op import op
-from gpunet.ops.pool import max_offsets, max_pool, unpool
+from gpunet.ops.pool import max_offsets, max_pool, unpool_relu
 from gpunet.ops.reduce import sum
 
 Ints = tuple[int, ...]
@@ -162,9 +162,8 @@ def _(xp, gs, ys, x, weight, _bias, *, stride, padding, dilation, groups):
 
     @cache
     def inner() -> Any:
-        masked = relu.derivative(xp, gs[0], y, y)
         size = _output(x.shape, weight.shape, stride, padding, dilation)
-        return unpool(masked, offsets, shape=(*y.shape[:2], *size), **_PAIRS)
+        return unpool_relu(gs[0], y, offsets, shape=(*y.shape[:2], *size), **_PAIRS)
 
     return _gradients(inner, x, weight, how)
 
@@ -329,7 +328,7 @@ def _(native, x, g, *, shape, stride, padding, dilation, groups):
     if not x.shape[0]:
         return np.zeros(shape, np.float32)
     if _is_winograd(shape, g.shape[2:], stride, dilation, groups):
-        winograd, source = library("winograd"), _images(x)
+        winograd, source = library("winograd"), _source(x)
 
         def add(start: int, stop: int) -> Any:
             sums = np.zeros((16, channels, outputs), np.float32)
@@ -341,7 +340,7 @@ def _(native, x, g, *, shape, stride, padding, dilation, groups):
         winograd.winograd_weight_grad(sums, total)
     else:
         small = _is_small(x.shape, g.shape[2:])
-        source = _channels_last(x) if small else _images(x)
+        source = _channels_last(x) if small else _source(x)
         lanes = _lanes(outputs // groups)
         lanes *= -(-(outputs // groups) // lanes)
 
@@ -563,7 +562,7 @@ def _convolve(
     offsets = np.empty(plan.final, np.uint8) if pooled else None
     geometry = plan.geometry
     if plan.algorithm == "winograd":
-        winograd, source = library("winograd"), _images(x)
+        winograd, source = library("winograd"), _source(x)
         transformed = np.empty((16, packed.shape[1], *packed.shape[3:]), np.float32)
         winograd.winograd_weights(packed, transformed)
 
@@ -575,7 +574,7 @@ def _convolve(
         def work(start: int, stop: int) -> None:
             native.conv_gather(source, packed, starts, y, offsets, geometry, relu, False, start, stop)
     else:
-        source = _images(x)
+        source = _source(x)
 
         def work(start: int, stop: int) -> None:
             native.conv_forward(source, packed, starts, y, offsets, geometry, relu, start, stop)
@@ -636,9 +635,19 @@ def _images(x: Any) -> Any:
     return x if x.ndim == 4 else x[:, :, None]
 
 
+def _source(x: Any) -> Any:
+    """x (N, C, *spatial) with two spatial axes, laid so that kernels need not gather many channels one by one."""
+    if x.shape[1] > 4 and x.strides[1] != x.itemsize:
+        x = _channels_first(_channels_last(x))
+    return _images(x)
+
+
 def _channels_last(x: Any) -> Any:
     """x (N, C, *spatial) as a dense array (N, *spatial, C)."""
-    return np.ascontiguousarray(x.transpose(0, *range(2, x.ndim), 1))
+    last = x.transpose(0, *range(2, x.ndim), 1)
+    if not last.flags.c_contiguous:
+        last = lying_as(_channels_first(np.empty(last.shape, x.dtype)), x).transpose(0, *range(2, x.ndim), 1)
+    return last
 
 
 def _channels_first(x: Any) -> Any:
