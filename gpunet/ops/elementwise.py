@@ -17,6 +17,7 @@ import numpy as np
 from gpunet.backends import threads
 from gpunet.backends.native import library
 from gpunet.dtypes import default_dtype, float32
+from gpunet.ops import elementwise_kernels as cuda
 from gpunet.ops.op import Op, Traced, op, pass_on
 
 
@@ -37,7 +38,7 @@ def _floating(name: str, formula: str, vjp: Callable[..., Any]) -> Op:
             x = xp.astype(x, default_dtype())
         return getattr(xp, name)(x)
 
-    return _declare(reference, name, formula, vjp)
+    return _declare(reference, name, formula, vjp, floating=True)
 
 
 def _binary(name: str, formula: str, vjp: Callable[..., Any] | None = None, promotes: bool = True) -> Op:
@@ -49,12 +50,16 @@ def _binary(name: str, formula: str, vjp: Callable[..., Any] | None = None, prom
     return _declare(reference, name, formula, vjp, direct=True, promotes=promotes)
 
 
-def _declare(reference: Any, name: str, formula: str, vjp: Callable[..., Any] | None, **flags: bool) -> Op:
+def _declare(
+    reference: Any, name: str, formula: str, vjp: Callable[..., Any] | None, floating: bool = False, **flags: bool
+) -> Op:
     reference.__name__ = reference.__qualname__ = name
     reference.__doc__ = f"{formula}, element by element."
     declared = Op(reference, **flags)
     if vjp is not None:
         (declared.vjps if declared.arity == 1 else declared.vjp)(vjp)
+    if not declared.view:  # else there is nothing to compute
+        cuda.attach(declared, np.positive if name == "round" else None, floating=floating)
     return declared
 
 
@@ -570,3 +575,39 @@ _one_pass(gelu_grad, lambda native, approximate: native.gelu_tanh_grad if approx
 
 _TANH_SCALE = math.sqrt(2.0 / math.pi)
 _GELU_FLAT = 40.0  # beyond, gelu is x or 0 to the last bit in float64 too, and powers of x must not overflow
+
+# --- on a GPU: functors of kernels/elementwise.cuh, for ops that NumPy has no function of the same name and types for
+
+cuda.attach(divide, floating=True)
+cuda.attach(pow, np.power)
+cuda.attach(relu, np.maximum)
+cuda.attach(silu, np.multiply, floating=True)
+for _op in (sigmoid, erf):
+    cuda.attach(_op, np.tanh, floating=True)
+for _op in (leaky_relu, elu, softplus, relu_grad, tanh_grad, sigmoid_grad, silu_grad):
+    cuda.attach(_op, np.multiply, only_floating=True)
+
+
+@where.kernel("elementwise")
+def _(launcher, condition, a, b):
+    return cuda.where(launcher, condition, a, b)
+
+
+@clip.kernel("elementwise")
+def _(launcher, x, min, max):
+    return cuda.clip(launcher, x, min, max)
+
+
+@hardtanh.kernel("elementwise")
+def _(launcher, x, *, min_val, max_val):
+    return cuda.clip(launcher, x, min_val, max_val)
+
+
+@gelu.kernel("elementwise")
+def _(launcher, x, *, approximate):
+    return cuda.apply(launcher, "gelu_tanh" if approximate == "tanh" else "gelu", cuda.FLOATING, (x,))
+
+
+@gelu_grad.kernel("elementwise")
+def _(launcher, g, x, *, approximate):
+    return cuda.apply(launcher, "gelu_tanh_grad" if approximate == "tanh" else "gelu_grad", cuda.FLOATING, (g, x))

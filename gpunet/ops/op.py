@@ -114,6 +114,7 @@ class Op:
         self.drops: tuple[int, ...] = ()  # numbers of the inputs whose values it does not need
         self.keeps_all = self.keeps_none = False
         self.kernels: list[Kernel] = []
+        self.in_place: Callable[[Any, Any], bool] | None = None  # a kernel that does what `write` does, if it can
         self.implementations: dict[type, Callable[..., Any]] = {}
         update_wrapper(self, reference)
         self.__signature__ = inspect.Signature(parameters)
@@ -224,6 +225,8 @@ class Op:
 
     def write(self, xp: Any, target: Any, other: Any, params: dict[str, Any]) -> None:
         """Replace the elements of the raw array `target` by those of op(target, other)."""
+        if self.in_place is not None and type(target) is not np.ndarray and self.in_place(target, other):
+            return
         if self.direct:
             getattr(xp, self.name)(target, other, out=target)
         else:
