@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,3 +154,40 @@ def test_errors_say_what_was_given() -> None:
 def test_repr_shows_the_signature() -> None:
     assert repr(gn.sum) == "<op sum(x, *, axis=None, dtype=None, keepdims=False)>"
     assert gn.sum.__doc__.startswith("The sum of the elements")
+
+
+def test_the_derivative_of_arrays_is_asked_only_for_what_is_wanted() -> None:
+    @op
+    def product(xp, a, b):
+        return a * b
+
+    product.vjps(lambda xp, g, _y, _a, b: g * b, lambda xp, g, _y, a, _b: g * a)
+    asked: list[list[bool]] = []
+
+    @product.vjp_of_arrays
+    def _(xp, g, _y, wanted, a, b):
+        asked.append([want is not None for want in wanted])
+        return [f() if want is not None else None for want, f in zip(wanted, (lambda: g * b, lambda: g * a))]
+
+    a, b = gn.tensor([1.0, 2.0], requires_grad=True), gn.tensor([3.0, 5.0], requires_grad=True)
+    product(a, b).sum().backward()
+    assert a.grad.tolist() == [3.0, 5.0] and b.grad.tolist() == [1.0, 2.0]
+    product(a.detach(), b).sum().backward()
+    y = product(a, b).sum()
+    assert gn.grad(y, a, retain_graph=True).tolist() == [3.0, 5.0]
+    assert asked == [[True, True], [False, True], [True, False]]
+    (first,) = gn.grad([y], [a], create_graph=True)  # on Tensors, it is the other one that is recorded
+    assert gn.grad((first * first).sum(), b).tolist() == [6.0, 10.0]
+    assert len(asked) == 3
+
+
+def test_other_threads_record_where_one_does_not() -> None:
+    x, found = gn.tensor([1.0, 2.0], requires_grad=True), []
+    with gn.no_grad(), gn.kernels("off"):
+        thread = threading.Thread(target=lambda: found.append((gn.exp(x).requires_grad, gn.is_grad_enabled())))
+        thread.start()
+        thread.join()
+        assert not gn.exp(x).requires_grad and not gn.is_grad_enabled()
+        with gn.enable_grad():
+            assert (x * x).requires_grad and gn.is_grad_enabled()
+    assert found == [(True, True)] and (x * x).requires_grad
