@@ -22,6 +22,7 @@ import numpy as np
 from gpunet.backends import backend_of_type, threads
 from gpunet.backends.native import library
 from gpunet.errors import ShapeError
+from gpunet.ops import conv_kernels
 from gpunet.ops.elementwise import lying_as, relu
 from gpunet.ops.op import op
 from gpunet.ops.pool import max_offsets, max_pool, unpool_relu
@@ -73,8 +74,7 @@ def conv(xp, x, weight, bias=None, *, stride, padding, dilation, groups=1):
     """
     out = _check(x.shape, weight.shape, stride, padding, dilation, groups)
     outputs = weight.shape[0]
-    if bias is not None and bias.shape != (outputs,):
-        raise ShapeError(f"conv: expected a bias of shape {(outputs,)}, got {tuple(bias.shape)}")
+    _check_bias(bias, outputs)
     y = xp.empty((x.shape[0], *out, outputs), dtype=xp.result_type(x, weight))
     matrices = _weight_matrices(xp, weight, groups)
 
@@ -103,6 +103,12 @@ def _(native, x, weight, bias, *, stride, padding, dilation, groups):
     return _forward(native, x, weight, bias, False, False, stride, padding, dilation, groups)[0]
 
 
+@conv.kernel("conv")
+def _(launcher, x, weight, bias, *, stride, padding, dilation, groups):
+    about = _about(x.shape, weight.shape, bias, stride, padding, dilation, groups)
+    return conv_kernels.forward(launcher, about, x, weight, bias)
+
+
 @conv.vjp
 def _(xp, g, _y, x, weight, _bias, *, stride, padding, dilation, groups):
     return _gradients(
@@ -124,6 +130,12 @@ def _(native, x, weight, bias, *, stride, padding, dilation, groups):
 @conv_relu.kernel("conv", platform="cpu", when=_is_plain)
 def _(native, x, weight, bias, *, stride, padding, dilation, groups):
     return _forward(native, x, weight, bias, True, False, stride, padding, dilation, groups)[0]
+
+
+@conv_relu.kernel("conv")
+def _(launcher, x, weight, bias, *, stride, padding, dilation, groups):
+    about = _about(x.shape, weight.shape, bias, stride, padding, dilation, groups)
+    return conv_kernels.forward(launcher, about, x, weight, bias, activation="relu")
 
 
 @conv_relu.vjp
@@ -260,6 +272,12 @@ def _(native, g, weight, *, shape, stride, padding, dilation, groups):
     return _channels_first(out)
 
 
+@conv_input_grad.kernel("conv")
+def _(launcher, g, weight, *, shape, stride, padding, dilation, groups):
+    about = _about(shape, weight.shape, None, stride, padding, dilation, groups)
+    return conv_kernels.input_grad(launcher, about, g, weight)
+
+
 @conv_input_grad.vjp
 def _(xp, gg, _y, g, weight, *, shape, stride, padding, dilation, groups):
     how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
@@ -354,6 +372,12 @@ def _(native, x, g, *, shape, stride, padding, dilation, groups):
     return total.transpose(total.ndim - 1, total.ndim - 2, *range(len(kernel)))  # which lies as a layer's weight does
 
 
+@conv_weight_grad.kernel("conv")
+def _(launcher, x, g, *, shape, stride, padding, dilation, groups):
+    about = _about(x.shape, shape, None, stride, padding, dilation, groups)
+    return conv_kernels.weight_grad(launcher, about, x, g)
+
+
 @conv_weight_grad.vjp
 def _(xp, gg, _y, x, g, *, shape, stride, padding, dilation, groups):
     how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
@@ -390,6 +414,12 @@ def _check(x: Ints, weight: Ints, stride: Ints, padding: Pairs, dilation: Ints, 
             f"shape {tuple(x)}, padding {padding}"
         )
     return out
+
+
+def _check_bias(bias: Any, outputs: int) -> None:
+    """Raises ShapeError if there is a bias and it is not one for so many channels."""
+    if bias is not None and bias.shape != (outputs,):
+        raise ShapeError(f"conv: expected a bias of shape {(outputs,)}, got {tuple(bias.shape)}")
 
 
 def _output(x: Ints, weight: Ints, stride: Ints, padding: Pairs, dilation: Ints) -> Ints:
@@ -456,6 +486,19 @@ def _from_groups(xp: Any, parts: Any) -> Any:
     return xp.moveaxis(parts, 0, 1).reshape(parts.shape[1], -1)
 
 
+# --- CUDA's kernels
+
+
+def _about(
+    x: Ints, weight: Ints, bias: Any, stride: Ints, padding: Pairs, dilation: Ints, groups: int
+) -> conv_kernels.Geometry | None:
+    """What the launching side of CUDA's kernels wants to know; errors as of `conv`."""
+    out = _check(x, weight, stride, padding, dilation, groups)
+    _check_bias(bias, weight[0])
+    y = (x[0], weight[0], *out)
+    return conv_kernels.geometry(tuple(x), y, tuple(weight), tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
 # --- the CPU's kernels
 
 
@@ -507,8 +550,7 @@ def _forward(
 ) -> tuple[Any, Any]:  # fmt: skip
     """`conv`, and what `conv_relu_pool` does with it where `relu` and `pooled` are set; the offsets, or None."""
     plan = _plan(x.shape, weight.shape, stride, padding, dilation, groups, pooled)
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ShapeError(f"conv: expected a bias of shape {weight.shape[:1]}, got {tuple(bias.shape)}")
+    _check_bias(bias, weight.shape[0])
     packed = _packed(native, weight, groups, few=x.shape[0] == 1 and plan.work <= 64 * weight.size)
     return _convolve(native, plan, x, packed, bias, groups, relu, pooled)
 
@@ -520,8 +562,7 @@ def _depthwise(
     if not _is_depthwise(x.shape, weight.shape[:1] * 2, groups):
         return NotImplemented
     plan = _plan(x.shape, weight.shape, stride, padding, dilation, groups)
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ShapeError(f"conv: expected a bias of shape {weight.shape[:1]}, got {tuple(bias.shape)}")
+    _check_bias(bias, weight.shape[0])
     y = np.empty(plan.final, np.float32)
     source, weights = _channels_last(x), _depthwise_weights(weight)
     starts = None if bias is None else np.ascontiguousarray(bias)

@@ -416,7 +416,8 @@ def _all_vector() -> Iterator[Choice]:
             yield _vector_choice(number, layout, vector)
 
 
-def _reduction(number: str) -> Variant:
+def reduction(number: str) -> Variant:
+    """What adds up the parts of a split sum; `number` is what kernels call the type of C."""
     return Variant("matmul_reduce", f"matmul_reduce<{number}>", 256)
 
 
@@ -432,7 +433,7 @@ def _variants() -> Iterator[Variant]:
         for choice in family():
             yield choice.variant
     for number in _SIMT_TILES:
-        yield _reduction(number)
+        yield reduction(number)
 
 
 # --- the choice -------------------------------------------------------------------------------------------------------
@@ -468,7 +469,7 @@ def choices(problem: Problem, architecture: str, processors: int) -> list[Choice
     if not whole:
         return []
     rates = rates_of(architecture)
-    found = [choice._replace(splits=splits) for choice in whole for splits in _splits(problem, choice, processors)]
+    found = [choice._replace(splits=splits) for choice in whole for splits in split_counts(problem, choice, processors)]
     best = rates["best"].get(bucket(problem))
     return sorted(found, key=lambda c: (f"{c.tile} / {c.splits}" != best, predict(problem, c, processors, rates)))
 
@@ -477,7 +478,7 @@ def _tiles(problem: Problem, choice: Choice) -> int:
     return -(-problem.m // choice.m) * -(-problem.n // choice.n) * problem.products
 
 
-def _splits(problem: Problem, choice: Choice, processors: int) -> list[int]:
+def split_counts(problem: Problem, choice: Choice, processors: int) -> list[int]:
     """The numbers of parts worth a look: blocks for every processor, and work enough in each block."""
     room = min(4 * processors // max(_tiles(problem, choice), 1), problem.k // (8 * choice.k))
     return [1, *(s for s in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if s <= room)]
@@ -674,7 +675,7 @@ def plan_of(shape: tuple[int, ...], problem: Problem, choice: Choice, epilogue: 
         grid = (min(tiles * count * splits, processors * choice.persistent), 1, 1)
     else:
         grid = (tiles, min(count, _MOST_Y), splits)
-    reduction, elements = _reduction(_NUMBERS[problem.dtype]), count * problem.m * problem.n
+    adding, elements = reduction(_NUMBERS[problem.dtype]), count * problem.m * problem.n
     launches = []
     for index in product(*(range(axis.length) for axis in around)):
         da, db, dc = (
@@ -685,7 +686,7 @@ def plan_of(shape: tuple[int, ...], problem: Problem, choice: Choice, epilogue: 
         launches.append(Launch(choice.variant, grid, constants, swapped, offsets, _maps(inner, choice)))
         if splits > 1:
             launches.append(
-                Launch(reduction, (min(-(-elements // 1024), 4 * processors), 1, 1), constants, swapped, offsets)
+                Launch(adding, (min(-(-elements // 1024), 4 * processors), 1, 1), constants, swapped, offsets)
             )
     workspace = splits * elements if splits > 1 else 0
     return Plan(shape, tuple(launches), workspace, "float64" if problem.dtype == "float64" else "float32")

@@ -324,12 +324,12 @@ def test_sums_reach_the_slab_without_bank_conflicts(
 # in another order; barriers that are missing, only thread sanitizer sees, as emulated warps go on at about one pace.
 MISTAKES = {
     "none": ("", ""),
-    "no wait for the next stage": ("                    cp_async_wait<STAGES - 2>();\n", ""),
-    "no wait for the first stage": ("        }\n        cp_async_wait<STAGES - 2>();\n", "        }\n"),
+    "no wait for the next stage": ("                cp_async_wait<STAGES - 2>();\n", ""),
+    "no wait for the first stage": ("    }\n    cp_async_wait<STAGES - 2>();\n", "    }\n"),
     "waits for a stage too few": ("cp_async_wait<STAGES - 2>", "cp_async_wait<STAGES - 1>"),
-    "slab read too early": ("            __syncwarp();\n#pragma unroll 1\n", "#pragma unroll 1\n"),
-    "no barrier between steps": ("                    __syncthreads();\n", ""),
-    "ring used before it is free": ("        __syncthreads();  // the ring is free\n", ""),
+    "slab read too early": ("        __syncwarp();\n#pragma unroll 1\n", "#pragma unroll 1\n"),
+    "no barrier between steps": ("                __syncthreads();\n", ""),
+    "ring used before it is free": ("    __syncthreads();  // the ring is free\n", ""),
     "ring filled too soon": ("        __syncthreads();  // before the next product fills the ring\n", ""),
 }
 FOUND_BY_THREAD_SANITIZER = list(MISTAKES)[-3:]
@@ -337,7 +337,8 @@ FOUND_BY_THREAD_SANITIZER = list(MISTAKES)[-3:]
 
 def launch_with(mistake: str, folder: Path, **options: Any) -> None:
     """Multiply by the kernel with a mistake."""
-    text = (kernel_folder() / "matmul_mma.cu").read_text(encoding="utf-8")
+    text, header = ((kernel_folder() / f"matmul_mma.{kind}").read_text(encoding="utf-8") for kind in ("cu", "cuh"))
+    text = text.replace('#include "matmul_mma.cuh"', header.replace("#pragma once", ""))
     right, wrong = MISTAKES[mistake]
     assert right in text
     (folder / "matmul_mma.cu").write_text(text.replace(right, wrong) if right else text, encoding="utf-8")

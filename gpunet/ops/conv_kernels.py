@@ -1,0 +1,468 @@
+"""How a convolution is launched: which kernel of kernels/conv_*.cu, with which tile, in which grid.
+
+Each of the three passes is a product of matrices, one of which, the windows of an image, is never made; see
+kernels/conv.cuh. `forward`, `input_grad` and `weight_grad` make a `Plan` once for each combination of shapes, types and
+alignment they meet, and launch it. Where windows are the pixels themselves (kernels of one element) or whole images,
+the pass is a plain product and `gpunet.ops.gemm` has it. Arrays lie with their channels last, weights as (*kernel,
+inputs, outputs); others are copied first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import product
+from struct import Struct
+from typing import Any, NamedTuple
+
+from gpunet.backends.kernel import Launcher, Variant, register_variants
+from gpunet.dtypes import get_float32_precision
+from gpunet.ops import gemm, launch
+
+Ints = tuple[int, ...]
+Pairs = tuple[tuple[int, int], ...]
+
+# `ConvArgs` of kernels/conv.cuh behind its MatmulArgs.
+_WINDOWS = Struct("4q25i4x")
+_CLASS = Struct("q12i")
+_MOST_CLASSES = 8
+_POINTERS = Struct("7P")
+_MATMUL = Struct("9q10q2d8i")
+_MOST = 2**31 - 257
+
+FORWARD, INPUT_GRAD, WEIGHT_GRAD = PASSES = ("FORWARD", "INPUT_GRAD", "WEIGHT_GRAD")
+
+
+class Geometry(NamedTuple):
+    """A convolution's shape, always with three spatial axes: the first ones have length 1 where there are fewer.
+
+    Attributes:
+        images: how many there are.
+        inputs, outputs: channels of x and of y, of all groups.
+        size, out: pixels of x and of y.
+        before: padding before the first pixel of x.
+    """
+
+    images: int
+    inputs: int
+    outputs: int
+    groups: int
+    size: Ints
+    out: Ints
+    kernel: Ints
+    stride: Ints
+    before: Ints
+    dilation: Ints
+
+    @property
+    def is_product(self) -> bool:
+        """Whether windows are single pixels, each one once, or whole images: then x itself is the window matrix."""
+        if self.groups > 1 or any(self.before):
+            return False
+        if self.kernel == (1, 1, 1):
+            return self.size == self.out
+        return self.kernel == self.size and self.dilation == (1, 1, 1) and self.out == (1, 1, 1)
+
+
+@lru_cache(maxsize=4096)
+def geometry(
+    x: Ints, out: Ints, weight: Ints, stride: Ints, padding: Pairs, dilation: Ints, groups: int
+) -> Geometry | None:
+    """That of a convolution of x (N, C, *spatial) to `out` (N, O, *output); None with more than three spatial axes."""
+    missing = 5 - len(x)
+    if missing < 0:
+        return None
+    ones, zeros = (1,) * missing, (0,) * missing
+    return Geometry(
+        *(x[0], x[1], weight[0], groups, ones + x[2:], ones + out[2:], ones + weight[2:], ones + stride),
+        *(zeros + tuple(p for p, _ in padding), ones + dilation),
+    )
+
+
+# --- the parts of a convolution ---------------------------------------------------------------------------------------
+
+
+class Class(NamedTuple):
+    """The rows of a result that have the same taps: ConvClass of kernels/conv.cuh."""
+
+    weight: int
+    rows: Ints
+    origin: Ints
+    taps: Ints
+    target: Ints
+
+    @property
+    def pixels(self) -> int:
+        """How many rows there are of each image."""
+        return math.prod(self.rows)
+
+
+class Windows(NamedTuple):
+    """How the rows of a window matrix lie in its image, as in kernels/conv.cuh."""
+
+    size: Ints
+    row_step: Ints
+    tap_step: Ints
+    weight_step: Ints
+    target_step: Ints
+    target_size: Ints
+    classes: tuple[Class, ...]
+
+
+def windows_of(g: Geometry, which: str) -> Windows:
+    """The windows of x, or for INPUT_GRAD those of y's gradient."""
+    strides = tuple(math.prod(g.kernel[i + 1 :]) * g.inputs // g.groups * g.outputs for i in range(3))
+    if which != INPUT_GRAD:
+        whole = Class(0, g.out, tuple(-p for p in g.before), g.kernel, (0, 0, 0))
+        return Windows(g.size, g.stride, g.dilation, strides, (1, 1, 1), g.out, (whole,))
+    classes = []
+    for axes in product(*map(_remainders, g.size, g.kernel, g.stride, g.before, g.dilation, strides)):
+        first, rows, origin, taps, target = zip(*axes)
+        if 0 in taps:
+            taps = (0, 1, 1)  # what kernels divide by is not zero
+        classes.append(Class(sum(first), rows, origin, taps, target))
+    common = tuple(map(math.gcd, g.stride, g.dilation))
+    steps = tuple(s // c * step for s, c, step in zip(g.stride, common, strides))
+    backwards = tuple(-d // c for d, c in zip(g.dilation, common))
+    return Windows(g.out, (1, 1, 1), backwards, steps, g.stride, g.size, tuple(classes))
+
+
+def _remainders(length: int, kernel: int, stride: int, before: int, dilation: int, tap: int) -> Iterator[Ints]:
+    """Of the pixels along an axis, for each remainder modulo the stride: where the first tap that reaches them is in
+    the weight, how many pixels they are, which pixel of y that tap of the first one comes from, how many taps, and the
+    first one."""
+    step = stride // math.gcd(stride, dilation)
+    for first in range(min(stride, length)):
+        count = -(-(length - first) // stride)
+        k = next((k for k in range(min(step, kernel)) if (first + before - k * dilation) % stride == 0), None)
+        if k is None:
+            yield 0, count, 0, 0, first
+        else:
+            yield k * tap, count, (first + before - k * dilation) // stride, -(-(kernel - k) // step), first
+
+
+# --- the kernels ------------------------------------------------------------------------------------------------------
+
+# Multiply-adds: block tile (M, N), a warp's part of it, and how many elements it loads at a time. INPUT_GRAD has no
+# registers for the largest.
+_SIMT_TILES = {
+    "double": (((64, 64, 32, 32), (2,)), ((32, 32, 16, 16), (1,))),
+    "float": (
+        ((128, 128, 64, 32), (4,)),
+        ((128, 64, 32, 32), (1,)),
+        ((64, 64, 32, 32), (1, 4)),
+        ((32, 32, 32, 16), (1, 4)),
+    ),
+    "half": (((64, 64, 32, 32), (1, 8)), ((32, 32, 32, 16), (1,))),
+    "bfloat16": (((64, 64, 32, 32), (1, 8)), ((32, 32, 32, 16), (1,))),
+}
+_WIDTHS = {"double": 2, "float": 4, "tf32": 4, "half": 8, "bfloat16": 8}  # elements in 16 bytes
+
+
+def _simt_choice(number: str, which: str, tile: tuple[int, int, int, int], vector: int) -> gemm.Choice:
+    m, n, warp_m, warp_n = tile
+    k = 2 * max(_WIDTHS[number], 4)
+    arguments = ", ".join(map(str, (number, which, m, n, k, warp_m, warp_n, vector)))
+    variant = Variant(
+        "conv_simt",
+        f"conv_simt<{arguments}>",
+        m // warp_m * (n // warp_n) * 32,
+        registers=255 if number == "double" else 128,
+        instructions=("DFMA" if number == "double" else "FFMA", *(() if vector == 1 else (r"LDG\S*128",))),
+    )
+    return gemm.Choice(f"simt {m}x{n}", variant, m, n, k)
+
+
+def _simt(number: str, which: str, vector: int) -> Iterator[gemm.Choice]:
+    for tile, vectors in _SIMT_TILES[number]:
+        if vector in vectors and (which != INPUT_GRAD or tile[:2] != (128, 128)):
+            yield _simt_choice(number, which, tile, vector)
+
+
+def choices(number: str, which: str, vector: int, architecture: str) -> list[gemm.Choice]:
+    """The kernels for a pass in an architecture; `number` is what products are computed in, and `vector` how many
+    elements can be loaded at a time."""
+    plain = "float" if number == "tf32" else number
+    return [c for c in _simt(plain, which, vector) if c.variant.runs_on(architecture)]
+
+
+@register_variants
+def _variants() -> Iterator[Variant]:
+    for number, which in product(_SIMT_TILES, PASSES):
+        for vector in (1, _WIDTHS[number]):
+            for choice in _simt(number, which, vector):
+                yield choice.variant
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+class Plan(NamedTuple):
+    """How to compute a pass.
+
+    Attributes:
+        choice: the kernel.
+        launches: grid and arguments, behind the pointers, of each.
+        reduction: what adds up the parts of a split sum, and its grid; or None.
+        workspace: how many elements these take.
+    """
+
+    choice: gemm.Choice
+    launches: tuple[tuple[tuple[int, int, int], bytes], ...]
+    reduction: tuple[Variant, tuple[int, int, int], bytes] | None
+    workspace: int
+
+
+class Sizes(NamedTuple):
+    """A pass as a product of matrices for each group: C (M, N), sums of K products."""
+
+    m: int
+    n: int
+    k: int
+
+
+def sizes_of(g: Geometry, which: str) -> Sizes:
+    """M of INPUT_GRAD counts the pixels of all classes; K is the longest sum."""
+    taps, inputs, outputs = math.prod(g.kernel), g.inputs // g.groups, g.outputs // g.groups
+    if which == FORWARD:
+        return Sizes(g.images * math.prod(g.out), outputs, taps * inputs)
+    if which == WEIGHT_GRAD:
+        return Sizes(taps * inputs, outputs, g.images * math.prod(g.out))
+    longest = max(math.prod(part.taps) for part in windows_of(g, which).classes)
+    return Sizes(g.images * math.prod(g.size), inputs, longest * outputs)
+
+
+@lru_cache(maxsize=4096)
+def make_plan(
+    g: Geometry, which: str, dtype: str, aligned: bool, activation: int, has_bias: bool, architecture: str,
+    processors: int, precision: str,
+) -> Plan | None:  # fmt: skip
+    """The plan by the kernel that should be the quickest; None where no kernel can do it.
+
+    aligned: whether all addresses are multiples of 16 bytes.
+    """
+    found = plans(g, which, dtype, aligned, activation, has_bias, architecture, processors, precision)
+    return next(found, None)
+
+
+def plans(
+    g: Geometry, which: str, dtype: str, aligned: bool, activation: int, has_bias: bool, architecture: str,
+    processors: int, precision: str,
+) -> Iterator[Plan]:  # fmt: skip
+    """The ways to compute a pass, the one first that should be the quickest."""
+    sizes, windows = sizes_of(g, which), windows_of(g, which)
+    if max(sizes) > _MOST or 0 in (sizes.m, sizes.n, g.inputs, g.outputs):
+        return
+    source = g.outputs if which == INPUT_GRAD else g.inputs
+    image = math.prod(windows.size) * source
+    rows = min(part.pixels for part in windows.classes)
+    if image * (128 // rows + 2) >= 2**31:  # what a block reads, it counts in 32 bits
+        return
+    compute = "tf32" if dtype == "float32" and precision == "high" else dtype
+    number = "tf32" if compute == "tf32" else launch.NUMBERS[dtype]
+    vector = _WIDTHS[number]
+    if not aligned or (g.inputs // g.groups) % vector or (g.outputs // g.groups) % vector:
+        vector = 1
+    # The mean length of the sums decides how long it takes.
+    reach = sum(part.pixels * math.prod(part.taps) for part in windows.classes)
+    work = (
+        sizes.k
+        if which == WEIGHT_GRAD
+        else max(1, reach * source // g.groups // sum(p.pixels for p in windows.classes))
+    )
+    one = gemm.Operand(1, 1, 16)
+    problem = gemm.Problem(dtype, compute, sizes.m, sizes.n, work, (gemm.Axis(g.groups, 1, 1, 1),), one, one)
+    can_split = len(windows.classes) == 1 and (g.groups == 1 or not has_bias)
+    rates = gemm.rates_of(architecture)
+    ranked = []
+    for whole in choices(number, which, vector, architecture):
+        for splits in gemm.split_counts(problem, whole, processors) if can_split else (1,):
+            choice = whole._replace(splits=splits)
+            ranked.append((gemm.predict(problem, choice, processors, rates), choice))
+    for _, choice in sorted(ranked, key=lambda pair: pair[0]):
+        yield _plan_of(g, which, choice, windows, sizes, activation, processors, dtype)
+
+
+def _plan_of(
+    g: Geometry, which: str, choice: gemm.Choice, windows: Windows, sizes: Sizes, activation: int, processors: int,
+    dtype: str,
+) -> Plan:  # fmt: skip
+    inputs, outputs = g.inputs // g.groups, g.outputs // g.groups
+    m, n, k = sizes
+    split_k = -(-k // (choice.splits * choice.k)) * choice.k
+    splits = max(1, -(-k // split_k)) if k else 1
+    row = {FORWARD: g.outputs, INPUT_GRAD: g.inputs, WEIGHT_GRAD: g.outputs}[which]
+    batch_a, batch_b, batch_c = {
+        FORWARD: (inputs, outputs, outputs),
+        INPUT_GRAD: (outputs, outputs, inputs),
+        WEIGHT_GRAD: (inputs, outputs, outputs),
+    }[which]
+    b_row, b_col = (1, g.outputs) if which == INPUT_GRAD else (g.outputs, 1)
+    matmul = _MATMUL.pack(
+        0, 0, b_row, b_col, row, 0, 1, row, row,
+        0, batch_a, 0, batch_b, 0, batch_c, 0, batch_c, 0, batch_c,
+        1.0, 0.0,
+        m, n, k, g.groups, g.groups, splits, split_k, activation,
+    )  # fmt: skip
+    source = g.outputs if which == INPUT_GRAD else g.inputs
+    pixel = tuple(math.prod(windows.size[i + 1 :]) * source for i in range(3))
+    advance: Ints = (0, 0, 0, 0)
+    if which == WEIGHT_GRAD:
+        advance = _digits(_rows_at_once(choice), windows.classes[0].rows)
+    launches = []
+    for start in range(0, len(windows.classes), _MOST_CLASSES):
+        classes = windows.classes[start : start + _MOST_CLASSES]
+        about = _WINDOWS.pack(
+            math.prod(windows.size) * source, *windows.weight_step, *pixel, *windows.size, *windows.row_step,
+            *windows.tap_step, source // g.groups, g.images, *windows.target_step, *windows.target_size, *advance,
+            len(classes),
+        )  # fmt: skip
+        packed = b"".join(_CLASS.pack(c.weight, *c.rows, *c.origin, *c.taps, *c.target) for c in classes)
+        rows = m if which == WEIGHT_GRAD else g.images * max(c.pixels for c in classes)
+        grid = -(-rows // choice.m) * -(-n // choice.n), min(g.groups * len(classes), 65535), splits
+        launches.append((grid, matmul + about + packed.ljust(_MOST_CLASSES * _CLASS.size, b"\0")))
+    if splits == 1:
+        return Plan(choice, tuple(launches), None, 0)
+    elements = g.groups * m * n
+    reduction = gemm.reduction(launch.NUMBERS[dtype]), (min(-(-elements // 1024), 4 * processors), 1, 1), matmul
+    return Plan(choice._replace(splits=splits), tuple(launches), reduction, splits * elements)
+
+
+def _rows_at_once(choice: gemm.Choice) -> int:
+    """How many windows a block's threads load at a time, for WEIGHT_GRAD: it is what a thread's next load is on."""
+    vector = int(choice.variant.expression.rstrip(">").rpartition(", ")[2])
+    return choice.variant.threads * vector // choice.m
+
+
+def _digits(count: int, rows: Ints) -> Ints:
+    """`count` rows in images and rows along each axis."""
+    digits: list[int] = []
+    for length in reversed(rows):
+        count, digit = divmod(count, length)
+        digits.insert(0, digit)
+    return (count, *digits)
+
+
+def run(launcher: Launcher, plan: Plan, a: Any, b: Any, c: Any, bias: Any = None, residual: Any = None) -> None:
+    workspace: Any = None
+    if plan.workspace:
+        workspace = launcher.empty((plan.workspace,), "float64" if c.dtype == "float64" else "float32")
+    pointers = _POINTERS.pack(
+        *(0 if array is None else launcher.pointer(array) for array in (a, b, c, bias, residual, None, workspace))
+    )
+    for grid, constants in plan.launches:
+        launcher.launch(plan.choice.variant, grid, pointers + constants)
+    if plan.reduction is not None:
+        variant, grid, constants = plan.reduction
+        launcher.launch(variant, grid, pointers + constants)
+
+
+# --- the passes -------------------------------------------------------------------------------------------------------
+
+
+def _fit(*arrays: Any) -> bool:
+    """Whether arrays have one dtype that kernels take."""
+    dtypes = {array.dtype for array in arrays if array is not None}
+    return len(dtypes) == 1 and next(iter(dtypes)).name in launch.FLOATING
+
+
+def _plan(launcher: Launcher, g: Geometry, which: str, activation: int, has_bias: bool, *arrays: Any) -> Plan | None:
+    aligned = all(launcher.pointer(array) % 16 == 0 for array in arrays)
+    return make_plan(
+        g, which, arrays[0].dtype.name, aligned, activation, has_bias, launcher.architecture, launcher.processors,
+        get_float32_precision(),
+    )  # fmt: skip
+
+
+def _weight_last(launcher: Launcher, weight: Any) -> Any:
+    """The weight (O, I, *kernel) as a dense array (*kernel, I, O)."""
+    return launch.contiguous(launcher, weight.transpose(*range(2, weight.ndim), 1, 0))
+
+
+def _pixels(launcher: Launcher, x: Any) -> Any:
+    """x (N, C, *spatial) as a dense array (N, *spatial, C)."""
+    return launch.contiguous(launcher, x.transpose(0, *range(2, x.ndim), 1))
+
+
+def _channels_first(x: Any) -> Any:
+    return x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))
+
+
+def forward(
+    launcher: Launcher, g: Geometry | None, x: Any, weight: Any, bias: Any = None, residual: Any = None,
+    activation: str | None = None,
+) -> Any:  # fmt: skip
+    """activation(convolution of x + bias) + residual.
+
+    Returns:
+        (N, O, *output), channels last; or NotImplemented.
+    """
+    if g is None or not _fit(x, weight, bias, residual):
+        return NotImplemented
+    out = g.out[5 - x.ndim :]
+    source, weights = _pixels(launcher, x), _weight_last(launcher, weight)
+    bias = None if bias is None else launch.contiguous(launcher, bias)
+    residual = None if residual is None else _pixels(launcher, residual)
+    if g.is_product and source.size and weights.size:
+        length = math.prod(g.kernel) * g.inputs
+        rows = g.images * math.prod(g.out)
+        y = gemm.multiply(
+            launcher, source.reshape(rows, length), weights.reshape(length, g.outputs), bias=bias,
+            residual=None if residual is None else residual.reshape(rows, g.outputs), activation=activation,
+        )  # fmt: skip
+        if y is not NotImplemented:
+            return _channels_first(y.reshape(g.images, *out, g.outputs))
+    y = launcher.empty((g.images, *out, g.outputs), x.dtype)
+    if y.size:
+        plan = _plan(launcher, g, FORWARD, gemm.ACTIVATIONS[activation], bias is not None, source, weights)
+        if plan is None:
+            return NotImplemented
+        run(launcher, plan, source, weights, y, bias, residual)
+    return _channels_first(y)
+
+
+def input_grad(launcher: Launcher, g: Geometry | None, gradient: Any, weight: Any) -> Any:
+    """The gradient with respect to the input (N, C, *spatial), channels last; or NotImplemented."""
+    if g is None or not _fit(gradient, weight):
+        return NotImplemented
+    size = g.size[5 - gradient.ndim :]
+    source, weights = _pixels(launcher, gradient), _weight_last(launcher, weight)
+    if g.is_product and source.size and weights.size:
+        length = math.prod(g.kernel) * g.inputs
+        rows = g.images * math.prod(g.out)
+        y = gemm.multiply(launcher, source.reshape(rows, g.outputs), weights.reshape(length, g.outputs).T)
+        if y is not NotImplemented:
+            return _channels_first(y.reshape(g.images, *size, g.inputs))
+    y = launcher.empty((g.images, *size, g.inputs), gradient.dtype)
+    if y.size:
+        plan = _plan(launcher, g, INPUT_GRAD, 0, False, source, weights)
+        if plan is None:
+            return NotImplemented
+        run(launcher, plan, source, weights, y)
+    return _channels_first(y)
+
+
+def weight_grad(launcher: Launcher, g: Geometry | None, x: Any, gradient: Any) -> Any:
+    """The gradient with respect to the weight (O, I, *kernel), in memory as layers' weights lie; or NotImplemented."""
+    if g is None or not _fit(x, gradient):
+        return NotImplemented
+    kernel = g.kernel[5 - x.ndim :]
+    source, rows = _pixels(launcher, x), _pixels(launcher, gradient)
+    shape = (*kernel, g.inputs // g.groups, g.outputs)
+    total = NotImplemented
+    if not math.prod(rows.shape):
+        total = launch.full(launcher, shape, 0, x.dtype)
+    elif g.is_product and source.size:
+        count = g.images * math.prod(g.out)
+        length = math.prod(g.kernel) * g.inputs
+        total = gemm.multiply(launcher, source.reshape(count, length).T, rows.reshape(count, g.outputs))
+    if total is NotImplemented:
+        total = launcher.empty(shape, x.dtype)
+        if total.size:
+            plan = _plan(launcher, g, WEIGHT_GRAD, 0, False, source, rows)
+            if plan is None:
+                return NotImplemented
+            run(launcher, plan, source, rows, total)
+    total = total.reshape(shape)
+    return total.transpose(total.ndim - 1, total.ndim - 2, *range(len(kernel)))
