@@ -97,8 +97,11 @@ def _(native, x, *, p, key, kept):
     y, n = np.empty_like(x), blocks(x.shape, "float32")
     bits = np.empty(n, np.uint8)
     scale = 1.0 / (1.0 - p)
-    drawn = partial(native.dropout, x, y, bits, x.size, key.seed, *key.stream, key.offset, p, scale)
-    threads.split(n, drawn, 2 * x.size)  # a number costs about as much as two of a simpler kernel
+    draw = x, y, bits, x.size, key.seed, *key.stream, key.offset, p, scale
+    if n < _FEW:
+        native.dropout(*draw, 0, n)
+    else:
+        threads.split(n, partial(native.dropout, *draw), 2 * x.size)  # a number costs as much as two elsewhere
     if kept is not None:
         kept.append(bits)
     return y
@@ -120,7 +123,12 @@ def dropout_again(xp, g, kept, *, p):
 
 @dropout_again.kernel("random", platform="cpu", when=lambda g, kept, **_: g.dtype == float32 and g.flags.c_contiguous)
 def _(native, g, kept, *, p):
-    dx = np.empty_like(g)
-    again = partial(native.dropout_again, g, kept, dx, g.size, 1.0 / (1.0 - p))
-    threads.split(len(kept), again, g.size)
+    dx, n = np.empty_like(g), len(kept)
+    if n < _FEW:
+        native.dropout_again(g, kept, dx, g.size, 1.0 / (1.0 - p), 0, n)
+    else:
+        threads.split(n, partial(native.dropout_again, g, kept, dx, g.size, 1.0 / (1.0 - p)), g.size)
     return dx
+
+
+_FEW = 2000  # blocks that are certainly not worth dividing among threads
