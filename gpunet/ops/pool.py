@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpunet.backends import backend_of_type, threads
-from gpunet.dtypes import float32
+from gpunet.dtypes import float32, is_floating
 from gpunet.errors import ShapeError
 from gpunet.ops.matmul import tensordot
 from gpunet.ops.op import op, raw
@@ -95,7 +95,7 @@ def _inside(lengths: Ints, padding: Ints) -> tuple[slice, ...]:
 
 def _least(xp: Any, dtype: Any) -> Any:
     """What is no larger than any number of `dtype`, so that padding never is the maximum."""
-    return -xp.inf if dtype.kind == "f" else xp.iinfo(dtype).min
+    return -xp.inf if is_floating(dtype) else xp.iinfo(dtype).min
 
 
 def max_pool(x: Any, *, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool = False) -> Any:
@@ -145,19 +145,26 @@ def _(xp, gs, ys, _x, *, kernel, stride, padding, dilation, ceil_mode):
 
 @op
 def max_offsets(xp, x, y, *, kernel, stride, padding, dilation):
-    """The number, within its window in C order, of the first place where x has the maximum y: uint8 if it fits.
-
-    Where the maximum is NaN, which equals nothing, it is the last place of the window.
-    """
-    dtype = xp.uint8 if prod(kernel) <= 255 else xp.int32
+    """The number, within its window in C order, of the first place where x has the maximum y, or of the last that is
+    NaN: uint8 if it fits."""
     covered = _covered(x.shape[2:], y.shape[2:], kernel, stride, padding, dilation)
     source = _padded(xp, x, padding, covered, _least(xp, x.dtype))
-    offsets = xp.zeros_like(y, dtype=dtype)
+    offsets = xp.zeros_like(y, dtype=numbers_dtype(kernel))
+    windows = _windows(kernel, stride, dilation, y.shape[2:])
     # How many places in a row, from the first one on, are not it: Horner's scheme, from the last place but one.
-    for window in _windows(kernel, stride, dilation, y.shape[2:])[-2::-1]:
+    for window in windows[-2::-1]:
         offsets += 1
         offsets *= source[window] != y
+    if is_floating(x.dtype) and (y != y).any():
+        nan = _padded(xp, x != x, padding, covered, False)
+        for number, window in enumerate(windows):
+            offsets[nan[window]] = number
     return offsets
+
+
+def numbers_dtype(kernel: Ints) -> np.dtype:
+    """What the numbers of the places in a window are stored as."""
+    return np.dtype(np.uint8 if prod(kernel) <= 255 else np.int32)
 
 
 @op

@@ -490,7 +490,7 @@ void hand_back(const Source& source, const Array* dx, const Geometry& of, bool l
 }  // namespace
 
 // y = the maximum of each window of x, NaN if there is one; and its number within the window, unless `offsets` is None:
-// the first place that has the maximum, the last of all if it is NaN.
+// the first place that has the maximum, or the last that is NaN.
 KERNEL void pool_max(const Array* x, const Array* y, const Array* offsets, const Array* about, int last, long start, long stop) {
     Geometry of(about);
     float* values = y->floats();
@@ -508,9 +508,7 @@ KERNEL void pool_max(const Array* x, const Array* y, const Array* offsets, const
             }
         for (int v = 0; v < vectors; v++) {
             store_some(values + at + v * WIDTH, most[v], lanes);
-            if (!numbers) continue;
-            IntVector known = most[v] != most[v] ? IntVector{} + of.last() : number[v];
-            store_bytes(numbers + at + v * WIDTH, known, lanes);
+            if (numbers) store_bytes(numbers + at + v * WIDTH, number[v], lanes);
         }
     };
     each_window(x, of, -INFINITY, last, start, stop, step);
