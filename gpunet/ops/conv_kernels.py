@@ -180,11 +180,44 @@ def _simt(number: str, which: str, vector: int) -> Iterator[gemm.Choice]:
             yield _simt_choice(number, which, tile, vector)
 
 
+# Tensor cores: block tile, bytes along K in a stage, a warp's part of the tile, and stages.
+_MMA_TILES = (
+    gemm.MmaTile(128, 256, 64, 64, 64, 4),
+    gemm.MmaTile(128, 128, 64, 64, 64, 3),
+    gemm.MmaTile(64, 64, 128, 32, 32, 3),
+)
+
+
+def _mma_choice(number: str, which: str, tile: gemm.MmaTile) -> gemm.Choice:
+    m, n, line, warp_m, warp_n, stages = tile
+    k = line * _WIDTHS[number] // 16
+    arguments = ", ".join(map(str, (number, which, m, n, k, warp_m, warp_n, stages)))
+    instructions = [gemm.HMMA[number], r"LDGSTS\S*128"]
+    if number != "tf32" or which != WEIGHT_GRAD:
+        instructions.append("LDSM")
+    variant = Variant(
+        "conv_mma",
+        f"conv_mma<{arguments}>",
+        threads=m // warp_m * (n // warp_n) * 32,
+        shared=stages * (m + n) * line,
+        requires="sm_80+",
+        instructions=tuple(instructions),
+    )
+    return gemm.Choice(f"mma {m}x{n}", variant, m, n, k)
+
+
+def _mma(number: str, which: str, vector: int) -> Iterator[gemm.Choice]:
+    if number not in ("float", "double") and vector > 1:
+        for tile in _MMA_TILES:
+            yield _mma_choice(number, which, tile)
+
+
 def choices(number: str, which: str, vector: int, architecture: str) -> list[gemm.Choice]:
     """The kernels for a pass in an architecture; `number` is what products are computed in, and `vector` how many
     elements can be loaded at a time."""
     plain = "float" if number == "tf32" else number
-    return [c for c in _simt(plain, which, vector) if c.variant.runs_on(architecture)]
+    found = (*_simt(plain, which, vector), *_mma(number, which, vector))
+    return [choice for choice in found if choice.variant.runs_on(architecture)]
 
 
 @register_variants
@@ -193,6 +226,9 @@ def _variants() -> Iterator[Variant]:
         for vector in (1, _WIDTHS[number]):
             for choice in _simt(number, which, vector):
                 yield choice.variant
+    for number, which in product(("tf32", "half", "bfloat16"), PASSES):
+        for choice in _mma(number, which, _WIDTHS[number]):
+            yield choice.variant
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -281,12 +317,12 @@ def plans(
             choice = whole._replace(splits=splits)
             ranked.append((gemm.predict(problem, choice, processors, rates), choice))
     for _, choice in sorted(ranked, key=lambda pair: pair[0]):
-        yield _plan_of(g, which, choice, windows, sizes, activation, processors, dtype)
+        yield _plan_of(g, which, choice, windows, sizes, activation, processors, dtype, vector)
 
 
 def _plan_of(
     g: Geometry, which: str, choice: gemm.Choice, windows: Windows, sizes: Sizes, activation: int, processors: int,
-    dtype: str,
+    dtype: str, vector: int,
 ) -> Plan:  # fmt: skip
     inputs, outputs = g.inputs // g.groups, g.outputs // g.groups
     m, n, k = sizes
@@ -309,7 +345,8 @@ def _plan_of(
     pixel = tuple(math.prod(windows.size[i + 1 :]) * source for i in range(3))
     advance: Ints = (0, 0, 0, 0)
     if which == WEIGHT_GRAD:
-        advance = _digits(_rows_at_once(choice), windows.classes[0].rows)
+        # A thread's next load is as many windows on as all threads load at a time.
+        advance = _digits(choice.variant.threads * vector // choice.m, windows.classes[0].rows)
     launches = []
     for start in range(0, len(windows.classes), _MOST_CLASSES):
         classes = windows.classes[start : start + _MOST_CLASSES]
@@ -327,12 +364,6 @@ def _plan_of(
     elements = g.groups * m * n
     reduction = gemm.reduction(launch.NUMBERS[dtype]), (min(-(-elements // 1024), 4 * processors), 1, 1), matmul
     return Plan(choice._replace(splits=splits), tuple(launches), reduction, splits * elements)
-
-
-def _rows_at_once(choice: gemm.Choice) -> int:
-    """How many windows a block's threads load at a time, for WEIGHT_GRAD: it is what a thread's next load is on."""
-    vector = int(choice.variant.expression.rstrip(">").rpartition(", ")[2])
-    return choice.variant.threads * vector // choice.m
 
 
 def _digits(count: int, rows: Ints) -> Ints:

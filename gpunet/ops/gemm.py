@@ -271,7 +271,7 @@ _MMA_TILES = {
     4: (MmaTile(128, 128, 64, 64, 32, 3), MmaTile(64, 64, 64, 32, 32, 3)),
     2: (MmaTile(128, 128, 64, 64, 32, 2), MmaTile(64, 64, 64, 32, 32, 2)),
 }
-_HMMA = {
+HMMA = {
     "half": r"HMMA\.(16816|1688)\.F32",
     "bfloat16": r"HMMA\.16816\.F32\.BF16",
     "tf32": r"HMMA\.1688\.F32\.TF32",
@@ -282,7 +282,7 @@ def _mma_choice(number: str, tile: MmaTile, layouts: tuple[str, str], copy: int,
     m, n, line, warp_m, warp_n, stages = tile
     k = line * _WIDTHS[number] // 16
     arguments = ", ".join(map(str, (number, m, n, k, warp_m, warp_n, stages, *layouts, copy)))
-    instructions = [_HMMA[number]]
+    instructions = [HMMA[number]]
     if number != "tf32" or layouts != ("MN_MAJOR", "MN_MAJOR"):
         instructions.append("LDSM")
     if copy > 2 and requires == "sm_80+":
