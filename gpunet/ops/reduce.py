@@ -12,6 +12,7 @@ import numpy as np
 
 from gpunet.dtypes import default_dtype
 from gpunet.errors import GradientError, ShapeError
+from gpunet.ops import reduce_kernels as cuda
 from gpunet.ops.op import op
 from gpunet.ops.shape import axes_of, axis_of, broadcast_to, expand_dims, flip
 
@@ -242,3 +243,28 @@ def _running(xp: Any, x: Any, axis: int | None, include_initial: bool, name: str
         first = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
         y = xp.concat([initial(first, dtype=y.dtype), y], axis=axis)
     return y
+
+
+# --- on a GPU
+
+
+def _attach(reduction: Any) -> None:
+    name = reduction.name
+
+    @reduction.kernel("reduce")
+    def _(launcher, x, *, axis, keepdims, **options):
+        return cuda.reduce(launcher, name, x, axis, keepdims, **options)
+
+
+for _op in (sum, mean, var, std, max, min, prod, all, any, count_nonzero, argmax, argmin):
+    _attach(_op)
+
+
+@cumulative_sum.kernel("reduce")
+def _(launcher, x, *, axis, include_initial):
+    return cuda.scan(launcher, "Sum", x, _only_axis(x, axis), include_initial)
+
+
+@cumulative_prod.kernel("reduce")
+def _(launcher, x, *, axis, include_initial):
+    return cuda.scan(launcher, "Product", x, _only_axis(x, axis), include_initial)
