@@ -217,6 +217,7 @@ KERNEL void conv_weight_sums(const Array* x, const Array* gradient, const Array*
     long pixels = g.out_height * g.out_width;
     bool ragged = outs != all_lanes;  // then vectors of a group's last outputs would reach beyond them
     long from[PLACES], to[PLACES];
+    Sums all(sums->floats(), g.groups * g.taps() * ins * all_lanes, 5);
     auto add = [&](const float* inputs, long tap, long length, const float* gradients, long count) {
         for (long group = 0; group < g.groups; group++) {
             const float* own = gradients + group * outs;
@@ -231,7 +232,7 @@ KERNEL void conv_weight_sums(const Array* x, const Array* gradient, const Array*
                 own = copy;
             }
             add_products(inputs + group * ins, from, length, own, ragged ? apart : to, count,
-                         sums->floats() + (group * g.taps() + tap) * ins * all_lanes, blocks, vectors);
+                         all.part + (group * g.taps() + tap) * ins * all_lanes, blocks, vectors);
         }
     };
     if (small) {
@@ -271,6 +272,7 @@ KERNEL void conv_weight_sums(const Array* x, const Array* gradient, const Array*
             for (int s = 0; s < count; s++)  // a segment begins with tap s, or, joined, with the first of row s
                 add(image + segments[s].offset, count == g.taps() ? s : s * g.kernel_width, segments[s].length,
                     gradient->floats(), places);
+            all.count(places);
         }
     }
 }

@@ -197,9 +197,7 @@ const float* padded_image(const Array* x, long n, const Geometry& g, long height
 template <int R, int V>
 void outer_products(const float* inputs, const long* from, const float* gradients, const long* to, long count,
                     float* sums, long stride) {
-    Vector total[R][V];
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) total[r][v] = load(sums + r * stride + v * WIDTH);
+    Vector total[R][V] = {};
     for (long i = 0; i < count; i++) {
         const float* x = inputs + from[i];
         const float* g = gradients + to[i];
@@ -213,7 +211,10 @@ void outer_products(const float* inputs, const long* from, const float* gradient
         }
     }
     for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) store(sums + r * stride + v * WIDTH, total[r][v]);
+        for (int v = 0; v < V; v++) {
+            float* to = sums + r * stride + v * WIDTH;
+            store(to, load(to) + total[r][v]);
+        }
 }
 
 using OuterProducts = void (*)(const float*, const long*, const float*, const long*, long, float*, long);
@@ -245,6 +246,32 @@ void add_products(const float* inputs, const long* from, long length, const floa
 }
 
 constexpr long PLACES = 96;  // at a time, so that what they hold stays in the first-level cache
+
+// Sums over very many places, added up in three steps, so that rounding errors do not grow with their number: those of
+// PLACES in registers, those of a few thousand in `part`, and all of them in `total`.
+struct Sums {
+    float* total;
+    long size;
+    float* part;
+    long places = 0;
+
+    Sums(float* total, long size, int slot) : total(total), size(size), part(scratch(slot, size)) {
+        memset(part, 0, size * sizeof(float));
+    }
+    ~Sums() { add(); }
+
+    // To be called once the sums of so many more places are in `part`.
+    void count(long more) {
+        places += more;
+        if (places >= 32 * PLACES) add();
+    }
+
+    void add() {
+        for (long i = 0; i < size; i++) total[i] += part[i];
+        memset(part, 0, size * sizeof(float));
+        places = 0;
+    }
+};
 
 // The largest of 2x2 neighbours (the first of equal ones; NaN if there is one), and which it is.
 void store_maximum(const Vector part[2][2], float* y, uint8_t* offsets) {

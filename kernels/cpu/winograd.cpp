@@ -208,6 +208,7 @@ KERNEL void winograd_weight_sums(const Array* x, const Array* gradient, const Ar
         from[i] = i * channels;
         to[i] = i * outs;
     }
+    Sums all(sums->floats(), 16 * channels * outs, 6);
     for (long first = start; first < stop; first += most) {
         long count = std::min(most, stop - first);
         for (long i = 0; i < count; i++) {
@@ -229,7 +230,8 @@ KERNEL void winograd_weight_sums(const Array* x, const Array* gradient, const Ar
         }
         for (long k = 0; k < 16; k++)
             add_products(inputs + k * by_input, from, channels, gradients + k * by_sum, to, count,
-                         sums->floats() + k * channels * outs, outs / (vectors * WIDTH), vectors);
+                         all.part + k * channels * outs, outs / (vectors * WIDTH), vectors);
+        all.count(count);
     }
 }
 
