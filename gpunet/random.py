@@ -65,20 +65,15 @@ class Generator:
             device: where the result is; the default device if None.
         """
         dtype, shape = _floating(dtype), _shape(shape)
-        u = draw.host_uniform(self.key(shape, "float64" if dtype == "float64" else "float32"), shape, dtype)
-        if (low, high) != (0.0, 1.0):
-            u = u * dtype.type(high - low) + dtype.type(low)
-            if low < high:  # rounding may have reached it
-                u = np.minimum(u, np.nextafter(dtype.type(high), dtype.type(low)))
-        return Tensor._wrap(draw.place(u, dtype, get_device(device)))
+        key = self.key(shape, "float64" if dtype == "float64" else "float32")
+        return Tensor._wrap(draw.uniform(key, shape, low, high, dtype, get_device(device)))
 
     def normal(
         self, shape: Any = (), mean: float = 0.0, std: float = 1.0, dtype: Any = None, device: Any = None
     ) -> Tensor:
         """Normally distributed, with the given mean and standard deviation; arguments as of `uniform`."""
         dtype, shape = _floating(dtype), _shape(shape)
-        z = draw.host_normal(self.key(shape or (2,)), shape)
-        return Tensor._wrap(draw.place(z * std + mean, dtype, get_device(device)))
+        return Tensor._wrap(draw.normal(self.key(shape or (2,)), shape, mean, std, dtype, get_device(device)))
 
     def randint(
         self, low: int, high: int | None = None, shape: Any = (), dtype: Any = None, device: Any = None
@@ -96,8 +91,7 @@ class Generator:
         if dtype.kind in "iu" and not np.iinfo(dtype).min <= low < high <= np.iinfo(dtype).max + 1:
             raise ValueError(f"randint: {dtype} cannot hold the integers from {low} up to but not including {high}")
         shape = _shape(shape)
-        numbers = draw.host_integers(self.key(shape), shape, low, high)
-        return Tensor._wrap(draw.place(numbers, dtype, get_device(device)))
+        return Tensor._wrap(draw.integers(self.key(shape), shape, low, high, dtype, get_device(device)))
 
     def permutation(self, n: int, device: Any = None) -> Tensor:
         """The integers from 0 to n - 1 in random order, int64 of shape (n,)."""
@@ -112,8 +106,7 @@ class Generator:
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"bernoulli: expected a probability from 0 to 1, got {p}")
         shape = _shape(shape)
-        u = draw.host_uniform(self.key(shape, "float32"), shape, "float32")
-        return Tensor._wrap(draw.place(u < p, dtypes.bool, get_device(device)))
+        return Tensor._wrap(draw.bernoulli(self.key(shape, "float32"), shape, p, get_device(device)))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands: {"seed", "offset", "stream"}."""

@@ -3,8 +3,8 @@
 
 A draw is named by (seed, stream, offset) and needs no state: block i of a draw is the Philox function of the
 counter (offset + 1 + i, *stream) under the key (seed, 0), 256 bits that serve as four 64-bit or eight 32-bit
-numbers, low halves first. So any device can compute any part of it, and all devices get the same numbers. Here
-NumPy computes them, also for arrays that then move to a GPU.
+numbers, low halves first. So any device can compute any part of it, and all devices get the same numbers: NumPy's
+generator on the CPU, kernels/random.cu on a GPU.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import numpy as np
 
 from gpunet.backends import Device, backend_of_type, get_backend, threads
 from gpunet.dtypes import float32
+from gpunet.ops import random_kernels as cuda
+from gpunet.ops.launch import NUMBERS
 from gpunet.ops.op import op
 
 
@@ -69,6 +71,47 @@ def host_permutation(key: Key, n: int) -> np.ndarray:
     return np.argsort(host_uniform(key, (n,), "float64"), kind="stable")
 
 
+def uniform(key: Key, shape: tuple[int, ...], low: float, high: float, dtype: np.dtype, device: Device) -> Any:
+    """Uniform in [low, high), a raw array on `device`."""
+    launcher = cuda.launcher_of(device)
+    if launcher is not None:
+        with get_backend(device).on(device):
+            return cuda.uniform(launcher, key, shape, low, high, dtype)
+    u = host_uniform(key, shape, dtype)
+    if (low, high) != (0.0, 1.0):
+        u = u * dtype.type(high - low) + dtype.type(low)
+        if low < high:  # rounding may have reached it
+            u = np.minimum(u, np.nextafter(dtype.type(high), dtype.type(low)))
+    return place(u, dtype, device)
+
+
+def normal(key: Key, shape: tuple[int, ...], mean: float, std: float, dtype: np.dtype, device: Device) -> Any:
+    """Normally distributed, a raw array on `device`."""
+    launcher = cuda.launcher_of(device)
+    if launcher is not None:
+        with get_backend(device).on(device):
+            return cuda.normal(launcher, key, shape, mean, std, dtype)
+    return place(host_normal(key, shape) * std + mean, dtype, device)
+
+
+def integers(key: Key, shape: tuple[int, ...], low: int, high: int, dtype: np.dtype, device: Device) -> Any:
+    """Integers from `low` up to but not including `high`, a raw array on `device`."""
+    launcher = cuda.launcher_of(device)
+    if launcher is not None and dtype.name in NUMBERS and -(2**63) <= low < 2**63:
+        with get_backend(device).on(device):
+            return cuda.integers(launcher, key, shape, low, high, dtype)
+    return place(host_integers(key, shape, low, high), dtype, device)
+
+
+def bernoulli(key: Key, shape: tuple[int, ...], p: float, device: Device) -> Any:
+    """Booleans that are true with probability p, a raw array on `device`."""
+    launcher = cuda.launcher_of(device)
+    if launcher is not None:
+        with get_backend(device).on(device):
+            return cuda.bernoulli(launcher, key, shape, p)
+    return place(host_uniform(key, shape, "float32") < p, np.dtype(bool), device)
+
+
 def place(array: np.ndarray, dtype: Any, device: Device) -> Any:
     """What was drawn, as a raw array of `dtype` on `device`."""
     return get_backend(device).from_numpy(np.asarray(array, dtype=dtype), device)
@@ -105,6 +148,11 @@ def _(native, x, *, p, key, kept):
     if kept is not None:
         kept.append(bits)
     return y
+
+
+@dropout.kernel("random")
+def _(launcher, x, *, p, key, kept):
+    return cuda.dropout(launcher, x, p, key)
 
 
 @dropout.vjp
