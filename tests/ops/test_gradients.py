@@ -232,6 +232,25 @@ case(
     normal(2, 3, 2, 3),
 )
 case(
+    "adaptive_max",
+    lambda x: pool.adaptive_max_pool(x, output_size=(2, 3)),
+    apart(2, 3, 5, 4),
+    also=(pool.adaptive_unpool, pool.adaptive_pick),
+)
+for _order, _ceil in ((2.0, False), (3.0, True)):
+    case(
+        f"window_norm: {_order}",
+        lambda x, p=_order, c=_ceil: pool.window_norm(
+            x, order=p, kernel=(2, 3), stride=(2, 2), padding=(0, 0), ceil_mode=c
+        ),
+        positive(2, 3, 5, 6),
+    )
+case(
+    "place_maxima",
+    lambda x: pool.place_maxima(x, gn.asarray(np.array([[[4, 0, 3]], [[2, 5, 1]]])), size=(2, 3)) ** 2,
+    normal(2, 1, 3),
+)
+case(
     "adaptive_mean",
     lambda x: pool.adaptive_avg_pool(x, output_size=(2, 3)),
     normal(2, 3, 5, 4),
