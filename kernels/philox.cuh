@@ -1,15 +1,61 @@
-// Philox4x64-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011): the random bits of
-// gpunet/ops/random.py. Block i of a draw is a function of the draw and of i alone, and any thread can compute it.
+// Philox4x64-10 (Salmon, Moraes, Dror and Shaw, 2011): random bits whose blocks of 256 depend on nothing but their
+// number. A block is eight numbers of 24 bits, the upper ones of each 32, the low half of each word first, as
+// gpunet/ops/random.py lays down and kernels/cpu/philox.h computes.
 #pragma once
-#include "array.cuh"
+#include "numeric.cuh"
 
-// What names a draw. gpunet/ops/random_kernels.py packs it.
+// A draw, as a key names it.
 struct Draw {
     unsigned long long seed, stream[3], offset;
-    const unsigned long long* more;  // if not null, what is added to `offset` is read here: it can change between replays
 };
 
-// 256 bits: four words, each of them two numbers of 32 bits, the low half first.
+// The bits of block `number` of a draw.
+DEVICE void philox(const Draw& draw, unsigned long long number, unsigned long long (&bits)[4]) {
+    constexpr unsigned long long FIRST_FACTOR = 0xD2E7470EE14C6C93ull, SECOND_FACTOR = 0xCA5A826395121157ull;
+    constexpr unsigned long long FIRST_STEP = 0x9E3779B97F4A7C15ull, SECOND_STEP = 0xBB67AE8584CAA73Bull;
+    unsigned long long c[4] = {draw.offset, draw.stream[0], draw.stream[1], draw.stream[2]};
+    bool carry = false;  // from a word to the next, of the sum of the counter and number + 1
+    c[0] += number + 1;
+    carry = c[0] < number + 1;
+#pragma unroll
+    for (int i = 1; i < 4; i++) {
+        c[i] += carry;
+        carry = carry && c[i] == 0;
+    }
+    unsigned long long first_key = draw.seed, second_key = 0;
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        const unsigned long long first_high = __umul64hi(c[0], FIRST_FACTOR), first_low = c[0] * FIRST_FACTOR;
+        const unsigned long long second_high = __umul64hi(c[2], SECOND_FACTOR), second_low = c[2] * SECOND_FACTOR;
+        c[0] = second_high ^ c[1] ^ first_key;
+        c[1] = second_low;
+        c[2] = first_high ^ c[3] ^ second_key;
+        c[3] = first_low;
+        first_key += FIRST_STEP;
+        second_key += SECOND_STEP;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) bits[i] = c[i];
+}
+
+// A bit for each of the eight numbers of a block: whether it is at least `threshold`, in units of 2^-24.
+DEVICE unsigned philox_kept(const Draw& draw, unsigned long long number, unsigned threshold) {
+    unsigned long long bits[4];
+    philox(draw, number, bits);
+    unsigned kept = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const unsigned half = static_cast<unsigned>(bits[i / 2] >> 32 * (i % 2));
+        kept |= static_cast<unsigned>(half >> 8 >= threshold) << i;
+    }
+    return kept;
+}
+
+// The block that a draw begins with; `more`, if not null, is a number in memory that counts blocks before it, so that
+// what a graph replays can draw anew.
+DEVICE unsigned long long first_block(const unsigned long long* more) { return more ? *more : 0ull; }
+
+// The 256 bits of a block as numbers.
 struct RandomBlock {
     unsigned long long at[4];
 
@@ -23,24 +69,8 @@ struct RandomBlock {
     DEVICE double uniform_double(int i) const { return static_cast<double>(at[i] >> 11) * 0x1p-53; }
 };
 
-// Where a draw's blocks are counted from; read once per thread.
-DEVICE unsigned long long first_block(const Draw& draw) { return draw.offset + (draw.more ? *draw.more : 0ull) + 1; }
-
-// Block `index` of a draw whose blocks are counted from `first`.
-DEVICE RandomBlock random_block(const Draw& draw, unsigned long long first, unsigned long long index) {
-    unsigned long long c0 = first + index, c1 = draw.stream[0], c2 = draw.stream[1], c3 = draw.stream[2];
-    if (c0 < index && ++c1 == 0 && ++c2 == 0) ++c3;  // the counter has 256 bits
-    unsigned long long key0 = draw.seed, key1 = 0;
-#pragma unroll
-    for (int round = 0; round < 10; round++) {
-        const unsigned long long high0 = __umul64hi(0xD2E7470EE14C6C93ull, c0), low0 = 0xD2E7470EE14C6C93ull * c0;
-        const unsigned long long high2 = __umul64hi(0xCA5A826395121157ull, c2), low2 = 0xCA5A826395121157ull * c2;
-        c0 = high2 ^ c1 ^ key0;
-        c1 = low2;
-        c2 = high0 ^ c3 ^ key1;
-        c3 = low0;
-        key0 += 0x9E3779B97F4A7C15ull;
-        key1 += 0xBB67AE8584CAA73Bull;
-    }
-    return {{c0, c1, c2, c3}};
+DEVICE RandomBlock random_block(const Draw& draw, unsigned long long number) {
+    RandomBlock block;
+    philox(draw, number, block.at);
+    return block;
 }

@@ -8,6 +8,7 @@
 //   random_keys                    the 53 bits that a permutation sorts by
 //
 // Bytes: each result is written once; dropout reads its input once.
+#include "array.cuh"
 #include "philox.cuh"
 
 // Adjacent results of a block: the first `count` of N, by accesses of up to 16 bytes where they are aligned.
@@ -28,6 +29,7 @@ DEVICE void store_block(void* array, long long start, long long size, const Comp
 
 struct UniformArgs {
     Draw draw;
+    const unsigned long long* more;  // see first_block
     void* to;
     long long size;
     double low, range, most;  // numbers of the result's type
@@ -48,9 +50,9 @@ __global__ void __launch_bounds__(256) uniform(const __grid_constant__ UniformAr
     using F = Computed<T>;
     constexpr int N = sizeof(Stored<T>) == 8 ? 4 : 8;
     const F low = static_cast<F>(args.low), range = static_cast<F>(args.range), most = static_cast<F>(args.most);
-    const unsigned long long first = first_block(args.draw);
+    const unsigned long long first = first_block(args.more);
     for (long long block = blockIdx.x * 256ll + threadIdx.x; block * N < args.size; block += gridDim.x * 256ll) {
-        const RandomBlock bits = random_block(args.draw, first, block);
+        const RandomBlock bits = random_block(args.draw, first + block);
         F u[N];
 #pragma unroll
         for (int i = 0; i < N; i++) {
@@ -71,9 +73,9 @@ __global__ void __launch_bounds__(256) uniform(const __grid_constant__ UniformAr
 // z * range + low, for standard normal z; `most` is not used.
 template <class T>
 __global__ void __launch_bounds__(256) normal(const __grid_constant__ UniformArgs args) {
-    const unsigned long long first = first_block(args.draw);
+    const unsigned long long first = first_block(args.more);
     for (long long block = blockIdx.x * 256ll + threadIdx.x; block * 4 < args.size; block += gridDim.x * 256ll) {
-        const RandomBlock bits = random_block(args.draw, first, block);
+        const RandomBlock bits = random_block(args.draw, first + block);
         Computed<T> z[4];
 #pragma unroll
         for (int i = 0; i < 4; i += 2) {
@@ -90,6 +92,7 @@ __global__ void __launch_bounds__(256) normal(const __grid_constant__ UniformArg
 
 struct IntegersArgs {
     Draw draw;
+    const unsigned long long* more;  // see first_block
     void* to;
     long long size, low;
     double range;  // how many there are to choose among
@@ -97,9 +100,9 @@ struct IntegersArgs {
 
 template <class T>
 __global__ void __launch_bounds__(256) integers(const __grid_constant__ IntegersArgs args) {
-    const unsigned long long first = first_block(args.draw);
+    const unsigned long long first = first_block(args.more);
     for (long long block = blockIdx.x * 256ll + threadIdx.x; block * 4 < args.size; block += gridDim.x * 256ll) {
-        const RandomBlock bits = random_block(args.draw, first, block);
+        const RandomBlock bits = random_block(args.draw, first + block);
         Computed<T> y[4];
 #pragma unroll
         for (int i = 0; i < 4; i++)
@@ -110,9 +113,9 @@ __global__ void __launch_bounds__(256) integers(const __grid_constant__ Integers
 
 template <class T>
 __global__ void __launch_bounds__(256) random_keys(const __grid_constant__ IntegersArgs args) {
-    const unsigned long long first = first_block(args.draw);
+    const unsigned long long first = first_block(args.more);
     for (long long block = blockIdx.x * 256ll + threadIdx.x; block * 4 < args.size; block += gridDim.x * 256ll) {
-        const RandomBlock bits = random_block(args.draw, first, block);
+        const RandomBlock bits = random_block(args.draw, first + block);
         T y[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) y[i] = bits.at[i] >> 11;
@@ -122,6 +125,7 @@ __global__ void __launch_bounds__(256) random_keys(const __grid_constant__ Integ
 
 struct DropoutArgs {
     Draw draw;
+    const unsigned long long* more;  // see first_block
     const void* from;
     void* to;
     long long size;
@@ -132,9 +136,9 @@ struct DropoutArgs {
 // Whether each uniform number is below p.
 template <class T>
 __global__ void __launch_bounds__(256) bernoulli(const __grid_constant__ DropoutArgs args) {
-    const unsigned long long first = first_block(args.draw);
+    const unsigned long long first = first_block(args.more);
     for (long long block = blockIdx.x * 256ll + threadIdx.x; block * 8 < args.size; block += gridDim.x * 256ll) {
-        const RandomBlock bits = random_block(args.draw, first, block);
+        const RandomBlock bits = random_block(args.draw, first + block);
         T y[8];
 #pragma unroll
         for (int i = 0; i < 8; i++) y[i] = bits.uniform(i) < args.p;
@@ -147,7 +151,7 @@ template <class T>
 __global__ void __launch_bounds__(256) dropout(const __grid_constant__ DropoutArgs args) {
     constexpr int WIDTH = 16 / sizeof(Stored<T>);
     const Computed<T> scale = static_cast<Computed<T>>(args.scale);
-    const unsigned long long first = first_block(args.draw);
+    const unsigned long long first = first_block(args.more);
     const bool aligned = reinterpret_cast<unsigned long long>(args.from) % 16 == 0;
     for (long long block = blockIdx.x * 256ll + threadIdx.x; block * 8 < args.size; block += gridDim.x * 256ll) {
         Computed<T> x[8];
@@ -160,7 +164,7 @@ __global__ void __launch_bounds__(256) dropout(const __grid_constant__ DropoutAr
 #pragma unroll
             for (int j = 0; j < WIDTH; j++) x[i + j] = part[j];
         }
-        const RandomBlock bits = random_block(args.draw, first, block);
+        const RandomBlock bits = random_block(args.draw, first + block);
 #pragma unroll
         for (int i = 0; i < 8; i++) x[i] *= bits.uniform(i) >= args.p ? scale : Computed<T>(0);
         store_block<T, 8>(args.to, block * 8, args.size, x);

@@ -24,7 +24,7 @@ def launcher_of(device: Device) -> Launcher | None:
 
 
 def pack_draw(key: Any, more: int = 0) -> bytes:
-    """`Draw` of kernels/philox.cuh.
+    """`Draw` of kernels/philox.cuh, and what `first_block` is told.
 
     Args:
         key: names the draw, a `gpunet.ops.random.Key`.
