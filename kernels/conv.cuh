@@ -46,6 +46,7 @@ struct ConvArgs {
     int target_size[3];       // pixels of C
     int advance[4];           // WEIGHT_GRAD: what as many rows as a block's threads load at a time are, in images and rows
     int classes;
+    int lanes;                // conv_direct_weight_grad: how many threads of a block have channels side by side
     ConvClass each[MOST_CLASSES];
 };
 
@@ -132,16 +133,17 @@ struct Tap {
 // Where a tap is, seen from the first one of its window.
 struct Shift {
     int offset, pixel[3];
-
-    DEVICE Shift(const ConvArgs& args, const Tap& tap) {
-        offset = tap.channel;
-#pragma unroll
-        for (int axis = 0; axis < 3; axis++) {
-            pixel[axis] = tap.at[axis] * args.tap_step[axis];
-            offset += pixel[axis] * args.pixel[axis];
-        }
-    }
 };
+
+DEVICE Shift shift_of(const ConvArgs& args, const Tap& tap) {
+    Shift shift = {tap.channel, {}};
+#pragma unroll
+    for (int axis = 0; axis < 3; axis++) {
+        shift.pixel[axis] = tap.at[axis] * args.tap_step[axis];
+        shift.offset += shift.pixel[axis] * args.pixel[axis];
+    }
+    return shift;
+}
 
 DEVICE bool is_inside(const ConvArgs& args, const int (&pixel)[3]) {
     return static_cast<unsigned>(pixel[0]) < static_cast<unsigned>(args.size[0]) &&
@@ -173,13 +175,21 @@ struct TapPixels {
         }
     }
 
+    // The pixel that the tap reads, and its element, counted from the image's first.
+    DEVICE WindowRow window(const ConvArgs& args) const {
+        WindowRow window = {channel, {}};
+#pragma unroll
+        for (int axis = 0; axis < 3; axis++) {
+            window.pixel[axis] = first[axis] + at[axis] * args.row_step[axis];
+            window.offset += window.pixel[axis] * args.pixel[axis];
+        }
+        return window;
+    }
+
     // The element that the tap reads; negative if it is outside of the image.
     DEVICE long long offset(const ConvArgs& args) const {
-        const int pixel[3] = {first[0] + at[0] * args.row_step[0], first[1] + at[1] * args.row_step[1],
-                              first[2] + at[2] * args.row_step[2]};
-        if (!is_inside(args, pixel)) return -1;
-        return image * args.image + pixel[0] * args.pixel[0] + pixel[1] * args.pixel[1] + pixel[2] * args.pixel[2] +
-               channel;
+        const WindowRow read = window(args);
+        return is_inside(args, read.pixel) ? image * args.image + read.offset : -1;
     }
 
     DEVICE void advance(const ConvArgs& args, const ConvClass& part) {

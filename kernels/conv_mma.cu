@@ -54,7 +54,7 @@ struct WindowCopier : Gatherer<T, K_MAJOR, SPAN, BK, THREADS> {
         : Base(args, part, thread), image(image), rows(table + line), tap(tap) {}
 
     DEVICE void start(int to, int k_left) {
-        const Shift shift(args, tap);
+        const Shift shift = shift_of(args, tap);
 #pragma unroll
         for (int i = 0; i < TIMES; i++) {
             const WindowRow row = rows[i * AT_ONCE];

@@ -28,7 +28,7 @@ struct Windows : TilePart<T, LENGTH, BK, K_MAJOR, VECTOR, THREADS, BK / VECTOR> 
     }
 
     DEVICE void fetch(int left) {
-        const Shift shift(args, tap);
+        const Shift shift = shift_of(args, tap);
 #pragma unroll
         for (int load = 0; load < LOADS; load++) {
             const WindowRow row = rows[at(load, 0)];

@@ -24,7 +24,7 @@ Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
 
 # `ConvArgs` of kernels/conv.cuh behind its MatmulArgs.
-_WINDOWS = Struct("4q25i4x")
+_WINDOWS = Struct("4q26i")
 _CLASS = Struct("q12i")
 _MOST_CLASSES = 8
 _POINTERS = Struct("7P")
@@ -180,6 +180,48 @@ def _simt(number: str, which: str, vector: int) -> Iterator[gemm.Choice]:
             yield _simt_choice(number, which, tile, vector)
 
 
+# Sums that are short, without tiles. Gradients of weights hold sums for nine taps in registers, so have fewer channels.
+_PIXELS, _TAPS = 4, 9  # as in kernels/conv_direct.cu
+_DIRECT_WIDTHS = {"double": 2, "float": 4, "half": 8, "bfloat16": 8}
+_FEW = 32  # sums of so many products are short
+
+
+def _direct_choice(number: str, which: str, sharing: str, vector: int) -> gemm.Choice:
+    if which == WEIGHT_GRAD:
+        variant = Variant("conv_direct", f"conv_direct_weight_grad<{number}, {vector}, {sharing}>", 256)
+    else:
+        wide = (r"LDG\S*128", r"STG\S*128") if vector > 1 else ()
+        name = f"conv_direct<{number}, {which}, {vector}, {sharing}>"
+        variant = Variant("conv_direct", name, 256, instructions=wide)
+    return gemm.Choice("direct", variant, _PIXELS, vector, 1)
+
+
+def _direct_vector(number: str, which: str) -> int:
+    return min(_DIRECT_WIDTHS[number], 4) if which == WEIGHT_GRAD else _DIRECT_WIDTHS[number]
+
+
+def _direct(g: Geometry, number: str, which: str, aligned: bool) -> gemm.Choice | None:
+    """The kernel for depthwise convolutions and those of few input channels; None for others."""
+    inputs, outputs = g.inputs // g.groups, g.outputs // g.groups
+    few = which != INPUT_GRAD and inputs <= 4 and inputs * math.prod(g.kernel) <= _FEW
+    if not (few if g.groups == 1 else inputs == 1):
+        return None
+    vector = _direct_vector(number, which)
+    if aligned and inputs == outputs == 1 and g.groups > 1 and g.groups % vector == 0:
+        return _direct_choice(number, which, "ALIKE", vector)
+    if aligned and which != INPUT_GRAD and outputs % vector == 0:
+        return _direct_choice(number, which, "SHARED", vector)
+    return _direct_choice(number, which, "EACH", 1)
+
+
+def _all_direct() -> Iterator[gemm.Choice]:
+    for number, which in product(_DIRECT_WIDTHS, PASSES):
+        yield _direct_choice(number, which, "ALIKE", _direct_vector(number, which))
+        if which != INPUT_GRAD:
+            yield _direct_choice(number, which, "SHARED", _direct_vector(number, which))
+        yield _direct_choice(number, which, "EACH", 1)
+
+
 # Tensor cores: block tile, bytes along K in a stage, a warp's part of the tile, and stages.
 _MMA_TILES = (
     gemm.MmaTile(128, 256, 64, 64, 64, 4),
@@ -226,6 +268,8 @@ def _variants() -> Iterator[Variant]:
         for vector in (1, _WIDTHS[number]):
             for choice in _simt(number, which, vector):
                 yield choice.variant
+    for choice in _all_direct():
+        yield choice.variant
     for number, which in product(("tf32", "half", "bfloat16"), PASSES):
         for choice in _mma(number, which, _WIDTHS[number]):
             yield choice.variant
@@ -296,6 +340,9 @@ def plans(
     if image * (128 // rows + 2) >= 2**31:  # what a block reads, it counts in 32 bits
         return
     compute = "tf32" if dtype == "float32" and precision == "high" else dtype
+    direct = _direct(g, launch.NUMBERS[dtype], which, aligned)
+    if direct is not None and sizes.m * max(g.inputs, g.outputs) < 2**31 * direct.n:  # threads are counted in 32 bits
+        yield _direct_plan(g, which, direct, windows, sizes, activation, processors, dtype)
     number = "tf32" if compute == "tf32" else launch.NUMBERS[dtype]
     vector = _WIDTHS[number]
     if not aligned or (g.inputs // g.groups) % vector or (g.outputs // g.groups) % vector:
@@ -341,29 +388,79 @@ def _plan_of(
         1.0, 0.0,
         m, n, k, g.groups, g.groups, splits, split_k, activation,
     )  # fmt: skip
-    source = g.outputs if which == INPUT_GRAD else g.inputs
-    pixel = tuple(math.prod(windows.size[i + 1 :]) * source for i in range(3))
     advance: Ints = (0, 0, 0, 0)
     if which == WEIGHT_GRAD:
         # A thread's next load is as many windows on as all threads load at a time.
         advance = _digits(choice.variant.threads * vector // choice.m, windows.classes[0].rows)
     launches = []
-    for start in range(0, len(windows.classes), _MOST_CLASSES):
-        classes = windows.classes[start : start + _MOST_CLASSES]
-        about = _WINDOWS.pack(
-            math.prod(windows.size) * source, *windows.weight_step, *pixel, *windows.size, *windows.row_step,
-            *windows.tap_step, source // g.groups, g.images, *windows.target_step, *windows.target_size, *advance,
-            len(classes),
-        )  # fmt: skip
-        packed = b"".join(_CLASS.pack(c.weight, *c.rows, *c.origin, *c.taps, *c.target) for c in classes)
+    for classes, about in _launches(g, which, windows, advance):
         rows = m if which == WEIGHT_GRAD else g.images * max(c.pixels for c in classes)
         grid = -(-rows // choice.m) * -(-n // choice.n), min(g.groups * len(classes), 65535), splits
-        launches.append((grid, matmul + about + packed.ljust(_MOST_CLASSES * _CLASS.size, b"\0")))
-    if splits == 1:
+        launches.append((grid, matmul + about))
+    return _finish(choice._replace(splits=splits), launches, matmul, g.groups * m * n, processors, dtype)
+
+
+def _direct_plan(
+    g: Geometry, which: str, choice: gemm.Choice, windows: Windows, sizes: Sizes, activation: int, processors: int,
+    dtype: str,
+) -> Plan:  # fmt: skip
+    """The plan by a kernel of conv_direct.cu, which sees one product whose columns are the channels of all groups."""
+    vector = choice.n
+    m, _, k = sizes
+    n = g.inputs if which == INPUT_GRAD else g.outputs
+    b_row, b_col = (1, g.outputs) if which == INPUT_GRAD else (g.outputs, 1)
+    splits, split_k, lanes, across = 1, k, 0, 1
+    advance: Ints = (0, 0, 0, 0)
+    if which == WEIGHT_GRAD:
+        lanes = min(32, 2 ** math.ceil(math.log2(n / vector)))
+        streams, across = 256 // lanes, -(-n // (lanes * vector)) * -(-m // _TAPS)
+        splits = max(1, min(8 * processors // across, k // (8 * streams), 1024))
+        split_k = -(-k // splits)
+        splits = -(-k // split_k)
+        advance = _digits(streams, windows.classes[0].rows)
+    matmul = _MATMUL.pack(
+        0, 0, b_row, b_col, n, 0, 1, n, n,
+        *(10 * [0]),
+        1.0, 0.0,
+        m, n, k, 1, g.groups, splits, split_k, activation,
+    )  # fmt: skip
+    launches = []
+    for classes, about in _launches(g, which, windows, advance, lanes):
+        if which == WEIGHT_GRAD:
+            grid = -(-n // (lanes * vector)), -(-m // _TAPS), splits
+        else:
+            pixels = max(c.rows[0] * c.rows[1] * -(-c.rows[2] // _PIXELS) for c in classes)
+            blocks = -(-g.images * pixels * (n // vector) // 256)
+            grid = min(blocks, 32 * processors), len(classes), 1
+        launches.append((grid, matmul + about))
+    return _finish(choice._replace(splits=splits), launches, matmul, m * n, processors, dtype)
+
+
+def _finish(
+    choice: gemm.Choice, launches: list[Any], matmul: bytes, elements: int, processors: int, dtype: str
+) -> Plan:
+    """The plan of these launches, and of what adds up their parts."""
+    if choice.splits == 1:
         return Plan(choice, tuple(launches), None, 0)
-    elements = g.groups * m * n
-    reduction = gemm.reduction(launch.NUMBERS[dtype]), (min(-(-elements // 1024), 4 * processors), 1, 1), matmul
-    return Plan(choice._replace(splits=splits), tuple(launches), reduction, splits * elements)
+    grid = min(-(-elements // 1024), 4 * processors), 1, 1
+    reduction = gemm.reduction(launch.NUMBERS[dtype]), grid, matmul
+    return Plan(choice, tuple(launches), reduction, choice.splits * elements)
+
+
+def _launches(
+    g: Geometry, which: str, windows: Windows, advance: Ints, lanes: int = 0
+) -> Iterator[tuple[tuple[Class, ...], bytes]]:
+    """The classes that each launch has, and ConvArgs behind its MatmulArgs."""
+    source = g.outputs if which == INPUT_GRAD else g.inputs
+    pixel = (math.prod(windows.size[i + 1 :]) * source for i in range(3))
+    common = (
+        math.prod(windows.size) * source, *windows.weight_step, *pixel, *windows.size, *windows.row_step,
+        *windows.tap_step, source // g.groups, g.images, *windows.target_step, *windows.target_size, *advance,
+    )  # fmt: skip
+    for start in range(0, len(windows.classes), _MOST_CLASSES):
+        classes = windows.classes[start : start + _MOST_CLASSES]
+        packed = b"".join(_CLASS.pack(c.weight, *c.rows, *c.origin, *c.taps, *c.target) for c in classes)
+        yield classes, _WINDOWS.pack(*common, len(classes), lanes) + packed.ljust(_MOST_CLASSES * _CLASS.size, b"\0")
 
 
 def _digits(count: int, rows: Ints) -> Ints:
