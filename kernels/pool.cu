@@ -370,8 +370,8 @@ __global__ void __launch_bounds__(256) pool_back(const __grid_constant__ PoolArg
 
 // --- by numbers and by indices --------------------------------------------------------------------------------------
 
-// The place of window p that has the number `number`, as a place of the image. Of one outside, `inside` says so, and the
-// place is the nearest that is inside.
+// The place of window p that has the number `number`, as a place of the image. Of one outside, `inside` says so; of one
+// before the image's first along an axis, the place is the first of the window that is not.
 DEVICE long long place_in_window(const PoolArgs& args, const PoolPlace& p, int number, bool& inside) {
     long long place = 0;
     int weight = args.axes[1].kernel * args.axes[2].kernel;
@@ -379,9 +379,11 @@ DEVICE long long place_in_window(const PoolArgs& args, const PoolPlace& p, int n
 #pragma unroll
     for (int axis = 0; axis < 3; axis++) {
         const PoolAxis& a = args.axes[axis];
-        const int k = number / weight, at = a.begin(p.at[axis]) + k * a.dilation;
+        const int k = number / weight;
+        int at = a.begin(p.at[axis]) + k * a.dilation;
         inside = inside && at >= 0 && at < a.in;
-        place = place * a.in + min(max(at, 0), a.in - 1);
+        if (at < 0) at += (a.dilation - 1 - at) / a.dilation * a.dilation;
+        place = place * a.in + at;
         number -= k * weight;
         if (axis < 2) weight /= args.axes[axis + 1].kernel;
     }

@@ -23,7 +23,7 @@ from gpunet.nn.activation import (
 )
 from gpunet.nn.attention import MultiheadAttention
 from gpunet.nn.container import ModuleDict, ModuleList, ParameterList, Sequential
-from gpunet.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
+from gpunet.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from gpunet.nn.dropout import Dropout
 from gpunet.nn.embedding import Embedding
 from gpunet.nn.flatten import Flatten, Unflatten
@@ -42,7 +42,26 @@ from gpunet.nn.loss import (
 from gpunet.nn.module import Module
 from gpunet.nn.norm import BatchNorm1d, BatchNorm2d, LayerNorm
 from gpunet.nn.parameter import Parameter
-from gpunet.nn.pool import AdaptiveAvgPool1d, AdaptiveAvgPool2d, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d
+from gpunet.nn.pool import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AdaptiveMaxPool3d,
+    AvgPool1d,
+    AvgPool2d,
+    AvgPool3d,
+    LPPool1d,
+    LPPool2d,
+    LPPool3d,
+    MaxPool1d,
+    MaxPool2d,
+    MaxPool3d,
+    MaxUnpool1d,
+    MaxUnpool2d,
+    MaxUnpool3d,
+)
 from gpunet.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from gpunet.nn.summary import summary
 from gpunet.nn.transformer import (
@@ -62,16 +81,23 @@ __all__ = [
     "SELU",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
     "AvgPool1d",
     "AvgPool2d",
+    "AvgPool3d",
     "BCELoss",
     "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
     "Conv1d",
     "Conv2d",
+    "Conv3d",
     "ConvTranspose1d",
     "ConvTranspose2d",
+    "ConvTranspose3d",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
@@ -84,6 +110,9 @@ __all__ = [
     "Identity",
     "KLDivLoss",
     "L1Loss",
+    "LPPool1d",
+    "LPPool2d",
+    "LPPool3d",
     "LSTMCell",
     "LayerNorm",
     "LeakyReLU",
@@ -93,6 +122,10 @@ __all__ = [
     "MSELoss",
     "MaxPool1d",
     "MaxPool2d",
+    "MaxPool3d",
+    "MaxUnpool1d",
+    "MaxUnpool2d",
+    "MaxUnpool3d",
     "Mish",
     "Module",
     "ModuleDict",

@@ -175,6 +175,17 @@ class Conv2d(_Conv):
     axes = 2
 
 
+class Conv3d(_Conv):
+    """Convolution (cross-correlation) along three axes, as of volumes or videos.
+
+    Shapes: (N, in_channels, D, H, W) -> (N, out_channels, D', H', W').
+
+    Arguments, attributes and errors as of `Conv2d`, with three ints where that takes two.
+    """
+
+    axes = 3
+
+
 class _ConvTranspose(_Convolution):
     transposed = True
 
@@ -261,3 +272,12 @@ class ConvTranspose2d(_ConvTranspose):
     """
 
     axes = 2
+
+
+class ConvTranspose3d(_ConvTranspose):
+    """Transposed convolution along three axes: arguments, attributes and errors as of `ConvTranspose2d`.
+
+    Shapes: (N, in_channels, D, H, W) -> (N, out_channels, D', H', W').
+    """
+
+    axes = 3

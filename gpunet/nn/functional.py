@@ -43,13 +43,14 @@ from gpunet.ops.softmax import log_softmax, softmax
 from gpunet.tensor import Tensor
 
 __all__ = [
-    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool1d", "avg_pool2d", "batch_norm", "binary_cross_entropy",
-    "binary_cross_entropy_with_logits", "conv1d", "conv2d", "cosine_similarity", "cross_entropy", "dropout", "elu",
-    "embedding", "gelu", "hardsigmoid", "hardswish", "hardtanh", "huber_loss", "kl_div", "l1_loss", "layer_norm",
-    "leaky_relu", "linear", "log_softmax", "logsigmoid", "max_pool1d", "max_pool2d", "mish", "mse_loss", "nll_loss",
-    "normalize", "one_hot", "prelu", "relu", "relu6",
-    "scaled_dot_product_attention", "selu", "sigmoid", "silu", "smooth_l1_loss", "softmax",
-    "softplus", "tanh",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
+    "adaptive_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "batch_norm", "binary_cross_entropy",
+    "binary_cross_entropy_with_logits", "conv1d", "conv2d", "conv3d", "cosine_similarity", "cross_entropy", "dropout",
+    "elu", "embedding", "gelu", "hardsigmoid", "hardswish", "hardtanh", "huber_loss", "kl_div", "l1_loss", "layer_norm",
+    "leaky_relu", "linear", "log_softmax", "logsigmoid", "lp_pool1d", "lp_pool2d", "lp_pool3d", "max_pool1d",
+    "max_pool2d", "max_pool3d", "max_unpool1d", "max_unpool2d", "max_unpool3d", "mish", "mse_loss", "nll_loss",
+    "normalize", "one_hot", "prelu", "relu", "relu6", "scaled_dot_product_attention", "selu", "sigmoid", "silu",
+    "smooth_l1_loss", "softmax", "softplus", "tanh",
 ]  # fmt: skip
 
 IntOrTuple = int | tuple[int, ...]
@@ -101,6 +102,20 @@ def conv2d(
     return _conv("conv2d", 2, x, weight, bias, stride, padding, dilation, groups)
 
 
+def conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrTuple = 1,
+    padding: IntOrTuple | str = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolution (cross-correlation) along three axes: as `conv2d`, of x (N, C, D, H, W) and weight
+    (O, C / groups, KD, KH, KW)."""
+    return _conv("conv3d", 3, x, weight, bias, stride, padding, dilation, groups)
+
+
 def _conv(
     name: str,
     n: int,
@@ -132,9 +147,10 @@ def max_pool1d(
     padding: IntOrTuple = 0,
     dilation: IntOrTuple = 1,
     ceil_mode: bool = False,
-) -> Tensor:
+    return_indices: bool = False,
+) -> Any:
     """The maximum of each window along one axis: as `max_pool2d`, of x (N, C, L)."""
-    return _max_pool("max_pool1d", 1, x, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool("max_pool1d", 1, x, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def max_pool2d(
@@ -144,7 +160,8 @@ def max_pool2d(
     padding: IntOrTuple = 0,
     dilation: IntOrTuple = 1,
     ceil_mode: bool = False,
-) -> Tensor:
+    return_indices: bool = False,
+) -> Any:
     """The maximum of each window of the images x (N, C, H, W).
 
     Args:
@@ -154,14 +171,30 @@ def max_pool2d(
         padding: how far windows may reach over the edge, at most half of their size; what is there does not count.
         dilation: how far apart the elements of a window are.
         ceil_mode: whether a last window may hang over the end, instead of leaving elements out.
+        return_indices: whether to tell where the maxima are, too.
 
     Returns:
-        (N, C, H', W') with H' = (H + 2 padding - dilation (kernel_size - 1) - 1) // stride + 1, and W' likewise.
+        (N, C, H', W') with H' = (H + 2 padding - dilation (kernel_size - 1) - 1) // stride + 1, and W' likewise. With
+        `return_indices`, that and the indices of the maxima in H x W, int64, as `max_unpool2d` takes them: of equal
+        ones the first, of NaNs the last.
 
     Raises:
         ShapeError: x has another number of axes, or is smaller than a window.
     """
-    return _max_pool("max_pool2d", 2, x, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool("max_pool2d", 2, x, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def max_pool3d(
+    x: Tensor,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    padding: IntOrTuple = 0,
+    dilation: IntOrTuple = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """The maximum of each window along three axes: as `max_pool2d`, of x (N, C, D, H, W)."""
+    return _max_pool("max_pool3d", 3, x, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def _max_pool(
@@ -173,9 +206,102 @@ def _max_pool(
     padding: IntOrTuple,
     dilation: IntOrTuple,
     ceil_mode: bool,
+    return_indices: bool,
+) -> Any:
+    windows = _windows(name, n, x, kernel_size, stride, padding)
+    call = pool.max_pool_with_indices if return_indices else pool.max_pool
+    return call(x, **windows, dilation=integers(name, "dilation", dilation, n), ceil_mode=ceil_mode)
+
+
+def max_unpool1d(
+    x: Tensor,
+    indices: Tensor,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    padding: IntOrTuple = 0,
+    output_size: tuple[int, ...] | None = None,
+) -> Tensor:
+    """What `max_pool1d` loses put back as zeros: as `max_unpool2d`, of x (N, C, L)."""
+    return _max_unpool("max_unpool1d", 1, x, indices, kernel_size, stride, padding, output_size)
+
+
+def max_unpool2d(
+    x: Tensor,
+    indices: Tensor,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    padding: IntOrTuple = 0,
+    output_size: tuple[int, ...] | None = None,
+) -> Tensor:
+    """Images of zeros with the elements of x at the places that `max_pool2d` took them from.
+
+    Args:
+        x, indices: (N, C, H, W): what `max_pool2d` gives with `return_indices`. Of elements with the same index the
+            last one is taken.
+        kernel_size, stride, padding: as of `max_pool2d`.
+        output_size: (H', W'), or a whole shape that ends in them. None: H' = (H - 1) stride - 2 padding + kernel_size,
+            and W' likewise. Given sizes must be less than a stride away from these.
+
+    Returns:
+        (N, C, H', W').
+
+    Raises:
+        ShapeError, DTypeError, ValueError: the indices do not have the shape of x, are no int64, or outside of H' x W'
+            (see this module's docstring); an output size that does not fit.
+    """
+    return _max_unpool("max_unpool2d", 2, x, indices, kernel_size, stride, padding, output_size)
+
+
+def max_unpool3d(
+    x: Tensor,
+    indices: Tensor,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    padding: IntOrTuple = 0,
+    output_size: tuple[int, ...] | None = None,
+) -> Tensor:
+    """What `max_pool3d` loses put back as zeros: as `max_unpool2d`, of x (N, C, D, H, W)."""
+    return _max_unpool("max_unpool3d", 3, x, indices, kernel_size, stride, padding, output_size)
+
+
+def _max_unpool(
+    name: str,
+    n: int,
+    x: Tensor,
+    indices: Tensor,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None,
+    padding: IntOrTuple,
+    output_size: tuple[int, ...] | None,
 ) -> Tensor:
     windows = _windows(name, n, x, kernel_size, stride, padding)
-    return pool.max_pool(x, **windows, dilation=integers(name, "dilation", dilation, n), ceil_mode=ceil_mode)
+    if indices.shape != x.shape:
+        raise ShapeError(f"{name}: the indices must have the shape of the input, {x.shape}, got {indices.shape}")
+    if indices.dtype != int64:
+        raise DTypeError(f"{name}: the indices must be int64, got {indices.dtype}")
+    geometry = list(zip(x.shape[2:], windows["kernel"], windows["stride"], windows["padding"]))
+    size = usual = tuple((length - 1) * s - 2 * p + k for length, k, s, p in geometry)
+    if output_size is not None:
+        size = tuple(output_size[-n:])
+        if len(output_size) not in (n, n + 2) or any(
+            abs(a - b) >= s for a, b, s in zip(size, usual, windows["stride"])
+        ):
+            raise ValueError(
+                f"{name}: output_size must be {n} lengths less than the stride {windows['stride']} away from {usual}, "
+                f"got {output_size}"
+            )
+    if min(size) < 1:
+        raise ShapeError(f"{name}: an input of shape {x.shape} leaves no output, {size}")
+    places = int(np.prod(size))
+    if indices.device.type == "cpu":
+        wrong = (indices < 0) | (indices >= places)
+        if wrong.any():
+            at = int(wrong.reshape(-1).argmax())
+            raise ValueError(
+                f"{name}: the index {_item(indices, at)}{_place(indices, at)} is outside of the {places} places of an "
+                f"output of size {size}"
+            )
+    return pool.place_maxima(x, indices, size=size)
 
 
 def avg_pool1d(
@@ -187,8 +313,7 @@ def avg_pool1d(
     count_include_pad: bool = True,
 ) -> Tensor:
     """The average of each window along one axis: as `avg_pool2d`, of x (N, C, L)."""
-    windows = _windows("avg_pool1d", 1, x, kernel_size, stride, padding)
-    return pool.avg_pool(x, **windows, ceil_mode=ceil_mode, count_include_pad=count_include_pad)
+    return _avg_pool("avg_pool1d", 1, x, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
 
 def avg_pool2d(
@@ -198,24 +323,112 @@ def avg_pool2d(
     padding: IntOrTuple = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
+    divisor_override: int | None = None,
 ) -> Tensor:
     """The average of each window of the images x (N, C, H, W).
 
     Args:
         x, kernel_size, stride, padding, ceil_mode: as of `max_pool2d`; the padding is zeros.
         count_include_pad: whether those zeros count as elements of the average.
+        divisor_override: what sums are divided by; None: by the number of elements.
 
     Raises:
         ShapeError: x has another number of axes, or is smaller than a window.
+        ValueError: a divisor of zero.
     """
-    windows = _windows("avg_pool2d", 2, x, kernel_size, stride, padding)
-    return pool.avg_pool(x, **windows, ceil_mode=ceil_mode, count_include_pad=count_include_pad)
+    return _avg_pool("avg_pool2d", 2, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def avg_pool3d(
+    x: Tensor,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    padding: IntOrTuple = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The average of each window along three axes: as `avg_pool2d`, of x (N, C, D, H, W)."""
+    return _avg_pool("avg_pool3d", 3, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def _avg_pool(
+    name: str,
+    n: int,
+    x: Tensor,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None,
+    padding: IntOrTuple,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
+) -> Tensor:
+    windows = _windows(name, n, x, kernel_size, stride, padding)
+    if divisor == 0:
+        raise ValueError(f"{name}: divisor_override must not be zero")
+    return pool.avg_pool(x, **windows, ceil_mode=ceil_mode, count_include_pad=count_include_pad, divisor=divisor)
+
+
+def lp_pool1d(
+    x: Tensor,
+    norm_type: float,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The norm of each window along one axis: as `lp_pool2d`, of x (N, C, L)."""
+    return _lp_pool("lp_pool1d", 1, x, norm_type, kernel_size, stride, ceil_mode)
+
+
+def lp_pool2d(
+    x: Tensor,
+    norm_type: float,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The norm of each window of the images x (N, C, H, W): (the sum of x ** norm_type) ** (1 / norm_type).
+
+    As in PyTorch there are no absolute values: with an odd order, a negative sum gives NaN. With `ceil_mode`, the sum
+    of a window that hangs over the end is scaled up to that of a whole one. Windows whose norm is zero have no
+    gradient.
+
+    Args:
+        norm_type: the order of the norm, not zero.
+        x, kernel_size, stride, ceil_mode: as of `max_pool2d`.
+    """
+    return _lp_pool("lp_pool2d", 2, x, norm_type, kernel_size, stride, ceil_mode)
+
+
+def lp_pool3d(
+    x: Tensor,
+    norm_type: float,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The norm of each window along three axes: as `lp_pool2d`, of x (N, C, D, H, W)."""
+    return _lp_pool("lp_pool3d", 3, x, norm_type, kernel_size, stride, ceil_mode)
+
+
+def _lp_pool(
+    name: str,
+    n: int,
+    x: Tensor,
+    order: float,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None,
+    ceil_mode: bool,
+) -> Tensor:
+    windows = _windows(name, n, x, kernel_size, stride, 0)
+    if order == 0:
+        raise ValueError(f"{name}: norm_type must not be zero")
+    return pool.window_norm(x, order=float(order), **windows, ceil_mode=ceil_mode)
 
 
 def adaptive_avg_pool1d(x: Tensor, output_size: IntOrTuple) -> Tensor:
     """The average of windows so chosen that x (N, C, L) becomes (N, C, output_size)."""
-    _check_batch("adaptive_avg_pool1d", x, 1)
-    return pool.adaptive_avg_pool(x, output_size=integers("adaptive_avg_pool1d", "output_size", output_size, 1))
+    return pool.adaptive_avg_pool(x, output_size=_output_size("adaptive_avg_pool1d", 1, x, output_size))
 
 
 def adaptive_avg_pool2d(x: Tensor, output_size: int | tuple[int | None, int | None]) -> Tensor:
@@ -225,12 +438,49 @@ def adaptive_avg_pool2d(x: Tensor, output_size: int | tuple[int | None, int | No
         x: (N, C, H, W).
         output_size: one int, or one for each of H and W, None for the length that x has.
     """
-    name = "adaptive_avg_pool2d"
-    _check_batch(name, x, 2)
-    sizes: Any = output_size
-    if isinstance(output_size, (tuple, list)) and len(output_size) == 2:
-        sizes = tuple(n if size is None else size for n, size in zip(x.shape[2:], output_size))
-    return pool.adaptive_avg_pool(x, output_size=integers(name, "output_size", sizes, 2))
+    return pool.adaptive_avg_pool(x, output_size=_output_size("adaptive_avg_pool2d", 2, x, output_size))
+
+
+def adaptive_avg_pool3d(x: Tensor, output_size: int | tuple[int | None, ...]) -> Tensor:
+    """The average of windows so chosen that x (N, C, D, H, W) becomes (N, C, *output_size): as
+    `adaptive_avg_pool2d`."""
+    return pool.adaptive_avg_pool(x, output_size=_output_size("adaptive_avg_pool3d", 3, x, output_size))
+
+
+def adaptive_max_pool1d(x: Tensor, output_size: IntOrTuple, return_indices: bool = False) -> Any:
+    """The maximum of windows so chosen that x (N, C, L) becomes (N, C, output_size): as `adaptive_max_pool2d`."""
+    return _adaptive_max_pool("adaptive_max_pool1d", 1, x, output_size, return_indices)
+
+
+def adaptive_max_pool2d(
+    x: Tensor, output_size: int | tuple[int | None, int | None], return_indices: bool = False
+) -> Any:
+    """The maximum of windows so chosen that x (N, C, H, W) becomes (N, C, *output_size).
+
+    Args:
+        x, output_size: as of `adaptive_avg_pool2d`.
+        return_indices: whether to return, too, the indices of the maxima in H x W, int64.
+    """
+    return _adaptive_max_pool("adaptive_max_pool2d", 2, x, output_size, return_indices)
+
+
+def adaptive_max_pool3d(x: Tensor, output_size: int | tuple[int | None, ...], return_indices: bool = False) -> Any:
+    """The maximum of windows so chosen that x (N, C, D, H, W) becomes (N, C, *output_size): as
+    `adaptive_max_pool2d`."""
+    return _adaptive_max_pool("adaptive_max_pool3d", 3, x, output_size, return_indices)
+
+
+def _adaptive_max_pool(name: str, n: int, x: Tensor, output_size: Any, return_indices: bool) -> Any:
+    size = _output_size(name, n, x, output_size)
+    return (pool.adaptive_max_pool_with_indices if return_indices else pool.adaptive_max_pool)(x, output_size=size)
+
+
+def _output_size(name: str, n: int, x: Tensor, output_size: Any) -> tuple[int, ...]:
+    """As many ints as x has spatial axes, its lengths in the place of None."""
+    _check_batch(name, x, n)
+    if isinstance(output_size, (tuple, list)) and len(output_size) == n:
+        output_size = tuple(length if size is None else size for length, size in zip(x.shape[2:], output_size))
+    return integers(name, "output_size", output_size, n)
 
 
 def _windows(

@@ -167,6 +167,7 @@ def _is_by_two(module: Module) -> bool:
         and module.padding == (0, 0)
         and module.dilation == (1, 1)
         and not module.ceil_mode
+        and not module.return_indices
     )
 
 

@@ -373,8 +373,8 @@ def max_indices(numbers: Any, shape: Ints, kernel: Ints, stride: Ints, padding: 
     """Where in an input of `shape` the places are that `numbers` name in their windows, counted along all its spatial
     axes: int64. Windows with strides of 0 are adaptive.
 
-    A number of a place outside of the input, which only a window without any number but -inf has, means the nearest
-    one inside.
+    The number of a place before the input, which only a window without any number but -inf has, means the first place
+    that is in it.
     """
     return numbered_places(
         numbers, shape=tuple(shape), kernel=kernel, stride=stride, padding=padding, dilation=dilation
@@ -392,7 +392,7 @@ def numbered_places(xp, numbers, *, shape, kernel, stride, padding, dilation):
         begins = _begins(n, out) if s == 0 else np.arange(out) * s - p
         begins = begins.reshape(-1, *(1,) * (len(kernel) - axis - 1))
         at = rest // weight % k * d + backend.from_numpy(begins, backend.device_of(numbers))
-        places = places * n + xp.clip(at, 0, n - 1)
+        places = places * n + xp.where(at < 0, at % d, at)
     return places
 
 

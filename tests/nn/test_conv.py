@@ -45,10 +45,17 @@ CASES_TRANSPOSE_1D: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     ((3, 4, 3), {}),
     ((4, 2, 4), {"stride": 2, "padding": 1, "groups": 2}),
 ]
+CASES_3D: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+    ((3, 4, 3), {"padding": 1}),
+    ((2, 4, (2, 3, 2)), {"stride": (2, 1, 2), "padding": "valid", "groups": 2}),
+]
+CASES_TRANSPOSE_3D: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+    ((3, 2, 3), {"stride": 2, "padding": 1, "output_padding": (1, 0, 1)}),
+]
 
 
 def image(channels: int, axes: int, n: int = 2) -> np.ndarray:
-    return rng.standard_normal((n, channels, 7, 6)[: axes + 2])
+    return rng.standard_normal((n, channels, 7, 6, 4)[: axes + 2])
 
 
 MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -104,6 +111,13 @@ def test_conv1d_gradients(args: Any, options: Any, device: str) -> None:
     check_layer(nn.Conv1d(*args, **options), image(args[0], 1), device=device)
 
 
+@pytest.mark.parametrize(("args", "options"), CASES_3D)
+def test_conv3d(args: Any, options: Any, device: str) -> None:
+    layer, x = nn.Conv3d(*args, dtype="float64", **options), image(args[0], 3)
+    np.testing.assert_allclose(layer(gn.tensor(x)).detach().numpy(), loops(x, layer), rtol=1e-10, atol=1e-12)
+    check_layer(layer, x, device=device, order=1)
+
+
 @pytest.mark.parametrize(("args", "options"), CASES_TRANSPOSE_2D)
 def test_conv_transpose2d_gradients(args: Any, options: Any, device: str) -> None:
     check_layer(nn.ConvTranspose2d(*args, **options), image(args[0], 2), device=device)
@@ -148,6 +162,8 @@ def test_padding_of_a_transposed_convolution_is_cut_off_and_output_padding_is_pu
         *(("Conv1d", 1, *case) for case in CASES_1D),
         *(("ConvTranspose2d", 2, *case) for case in CASES_TRANSPOSE_2D),
         *(("ConvTranspose1d", 1, *case) for case in CASES_TRANSPOSE_1D),
+        *(("Conv3d", 3, *case) for case in CASES_3D),
+        *(("ConvTranspose3d", 3, *case) for case in CASES_TRANSPOSE_3D),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
