@@ -19,7 +19,7 @@ from numpy.lib.stride_tricks import as_strided
 from gpunet.backends import backend_of_type, threads
 from gpunet.dtypes import accumulation_dtype, float32
 from gpunet.errors import ShapeError
-from gpunet.ops import random
+from gpunet.ops import attention_kernels, random
 from gpunet.ops.elementwise import exp, where
 from gpunet.ops.matmul import matmul
 from gpunet.ops.op import Traced, op, raw
@@ -262,6 +262,18 @@ def _(native, g, _g_logarithm, y, logarithm, q, k, v, mask=None, *, scale, causa
     work = partial(native.attention_grad, g, q, k, v, mask, y, logarithm, *gradients, *how)
     _split(work, items, items, q, k, v, 5)
     return gradients
+
+
+@attention.kernel("attention")
+def _(launcher, q, k, v, mask=None, *, scale, causal, dropout, key):
+    _check(q, k, v)
+    return attention_kernels.forward(launcher, q, k, v, mask, scale=scale, causal=causal, dropout=dropout, key=key)
+
+
+@attention_grad.kernel("attention")
+def _(launcher, g, g_logarithm, y, logarithm, q, k, v, mask=None, *, scale, causal, dropout, key):
+    how = {"scale": scale, "causal": causal, "dropout": dropout, "key": key}
+    return attention_kernels.backward(launcher, g, g_logarithm, y, logarithm, q, k, v, mask, **how)
 
 
 def _gradients_for(*inputs: np.ndarray) -> tuple[np.ndarray, ...]:
