@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
-from gpunet.autograd import no_grad
+from gpunet.autograd import mark_written, no_grad
+from gpunet.backends import backend_of_type
 from gpunet.creation import asarray
-from gpunet.dtypes import float32
 from gpunet.errors import GradientError, ShapeError
-from gpunet.ops.elementwise import minimum
 from gpunet.ops.linalg import vector_norm
+from gpunet.ops.op import Op
+from gpunet.ops.optimizer import clip_by_norm, clip_by_value, gradient_norm
 from gpunet.ops.shape import concat, stack
 from gpunet.tensor import Tensor
 
@@ -46,16 +48,17 @@ def clip_grad_norm_(
     if not gradients:
         return asarray(0.0)
     device = gradients[0].device
-    wide = (g.astype(float32) if g.dtype == "float16" else g for g in gradients)
-    norms = [vector_norm(g, ord=norm_type).to_device(device) for g in wide]
-    total = vector_norm(stack(norms), ord=norm_type)
+    groups = _alike(gradients)
+    norms = [Tensor._wrap(_run(gradient_norm, group, ord=norm_type)).to_device(device) for group in groups]
+    total = norms[0] if len(norms) == 1 else vector_norm(stack(norms), ord=norm_type)
     if error_if_nonfinite and not math.isfinite(total.item()):
         raise GradientError(
             f"clip_grad_norm_: the norm of order {norm_type} of the gradients is {total.item()}, and cannot be clipped"
         )
-    factor = minimum(max_norm / (total + 1e-6), 1.0)
-    for g in gradients:
-        g *= factor.to_device(g.device)
+    for group, norm in zip(groups, norms):
+        there = total if norm is total else total.to_device(group[0].device).astype(norm.dtype)
+        _run(clip_by_norm, group, there.data, max_norm=max_norm)
+    mark_written(gradients)
     return total
 
 
@@ -72,8 +75,10 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     """
     if not clip_value >= 0:
         raise ValueError(f"clip_grad_value_: clip_value must not be negative, got {clip_value}")
-    for g in _gradients(parameters):
-        g.copy_(g.clip(-clip_value, clip_value))
+    gradients = _gradients(parameters)
+    for group in _alike(gradients):
+        _run(clip_by_value, group, limit=clip_value)
+    mark_written(gradients)
 
 
 def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
@@ -104,3 +109,19 @@ def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     """The gradients of those that have one."""
     several = [parameters] if isinstance(parameters, Tensor) else parameters
     return [p.grad for p in several if p.grad is not None]
+
+
+def _alike(gradients: list[Tensor]) -> list[list[Tensor]]:
+    """The gradients by device and dtype."""
+    groups: dict[Any, list[Tensor]] = {}
+    for g in gradients:
+        groups.setdefault((g.device, g.dtype), []).append(g)
+    return list(groups.values())
+
+
+def _run(rule: Op, gradients: list[Tensor], *arrays: Any, **numbers: Any) -> Any:
+    """An op of gpunet.ops.optimizer on the list of raw arrays of the gradients, which are on one device."""
+    raw = [g.data for g in gradients]
+    backend = backend_of_type(type(raw[0]))
+    with backend.on(gradients[0].device):
+        return rule.implementation(type(raw[0]))(raw, *arrays, **numbers)

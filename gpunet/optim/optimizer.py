@@ -473,13 +473,14 @@ class _Bucket:
     """The parameters of a group that have one dtype and are on one device, and their state.
 
     Attributes:
-        slots: the parameters, smaller ones first, so that the update rule can take small ones together.
+        slots: the parameters, smaller ones first, so that the update rule can take small ones together; but last those
+            behind which the state of others would not lie at multiples of 16 bytes, as fast kernels want it.
         state: for each quantity, a 1-D array that holds the values of all parameters one after the other.
     """
 
     def __init__(self, device: Device, slots: list[_Slot]) -> None:
         self.device = device
-        self.slots = sorted(slots, key=lambda slot: slot.data.size)
+        self.slots = sorted(slots, key=lambda slot: (slot.data.size % 4 != 0, slot.data.size))
         self.size = 0
         for slot in self.slots:
             slot.start, slot.stop = self.size, self.size + slot.data.size
