@@ -32,10 +32,7 @@
 //
 // Left for later: a cluster of two blocks with neighbouring tiles can load the operand that they share once, by
 // .multicast::cluster in `load`; `empty` then counts the consumers of both.
-#include "matmul.cuh"
-#include "ptx/hopper.cuh"
-
-extern __shared__ __align__(1024) unsigned char gn_shared[];
+#include "matmul_wgmma.cuh"
 
 // What a block of the persistent grid works on next: a tile of product z, and its split's steps along K.
 struct Work {
@@ -44,13 +41,28 @@ struct Work {
     int a_inner, a_outer, b_inner, b_outer;  // which matrix of A and of B; 0 along an axis that is broadcast
 };
 
-template <int BM, int BN, int BK>
+// Loads LENGTH rows (of M or N, from `mn` on) by BK elements of an operand.
+template <Layout LAYOUT, int LENGTH>
+DEVICE void load_part(unsigned char* to, const TensorMap& map, Barrier* full, int k, int mn, int inner, int outer) {
+    if (LAYOUT == K_MAJOR) {
+        tma_load(to, map, full, k, mn, inner, outer);
+    } else {
+#pragma unroll
+        for (int i = 0; i < LENGTH; i += 64) tma_load(to + i * 128, map, full, mn + i, k, inner, outer);
+    }
+}
+
+template <class T, int BM, int BN, Layout A_LAYOUT, Layout B_LAYOUT>
 struct WorkList {
+    static constexpr int BK = 128 / sizeof(T), A_BYTES = BM * 128;
+
     const MatmulArgs& args;
+    const TensorMap &a_map, &b_map;
     int tiles_m, tiles_n;
     unsigned count;
 
-    DEVICE explicit WorkList(const MatmulArgs& args) : args(args) {
+    DEVICE WorkList(const MatmulArgs& args, const TensorMap& a_map, const TensorMap& b_map)
+        : args(args), a_map(a_map), b_map(b_map) {
         tiles_m = (args.m + BM - 1) / BM;
         tiles_n = (args.n + BN - 1) / BN;
         count = static_cast<unsigned>(tiles_m) * tiles_n * args.batch * args.splits;
@@ -74,143 +86,28 @@ struct WorkList {
         work.b_inner = args.b_batch[1] ? inner : 0;
         return work;
     }
-};
 
-// A place in the ring, and how often the ring was gone around, modulo two.
-template <int STAGES>
-struct Place {
-    int slot = 0;
-    unsigned parity = 0;
-
-    DEVICE void advance() {
-        if (++slot == STAGES) {
-            slot = 0;
-            parity ^= 1;
-        }
+    DEVICE void prefetch_maps() const {
+        prefetch(a_map);
+        prefetch(b_map);
     }
-};
 
-// Loads LENGTH rows (of M or N, from `mn` on) by BK elements of an operand.
-template <Layout LAYOUT, int LENGTH>
-DEVICE void load(unsigned char* to, const TensorMap& map, Barrier* full, int k, int mn, int inner, int outer) {
-    if (LAYOUT == K_MAJOR) {
-        tma_load(to, map, full, k, mn, inner, outer);
-    } else {
-#pragma unroll
-        for (int i = 0; i < LENGTH; i += 64) tma_load(to + i * 128, map, full, mn + i, k, inner, outer);
+    DEVICE int bytes() const { return A_BYTES + BN * 128; }
+
+    DEVICE void load(unsigned char* slot, Barrier* landed, const Work& work, int step) const {
+        const int k = work.k + step * BK;
+        load_part<A_LAYOUT, BM>(slot, a_map, landed, k, work.row, work.a_inner, work.a_outer);
+        load_part<B_LAYOUT, BN>(slot + A_BYTES, b_map, landed, k, work.col, work.b_inner, work.b_outer);
     }
-}
+
+    DEVICE int row(const Work& work, int r) const { return work.row + r; }
+};
 
 template <class T, int BM, int BN, int STAGES, Layout A_LAYOUT, Layout B_LAYOUT>
 __global__ void __launch_bounds__(128 + 2 * BM, BM == 64 ? 2 : 1)
     matmul_wgmma(const __grid_constant__ MatmulArgs args, const __grid_constant__ TensorMap a_map,
                  const __grid_constant__ TensorMap b_map) {
-    static_assert(BM == 128 || (BM == 64 && BN < 256), "consumers of 64 rows, with registers for their sums");
     static_assert(A_LAYOUT != STRIDED && B_LAYOUT != STRIDED, "the copy engine wants adjacent elements");
-    constexpr int CONSUMERS = BM / 64, BK = 128 / sizeof(T);
-    constexpr int A_BYTES = BM * 128, SLOT = A_BYTES + BN * 128;
-    constexpr int STRIP = 16 * 64;  // floats of a warp's 16 rows by 64 columns in the epilogue
-    constexpr bool A_MN = A_LAYOUT == MN_MAJOR, B_MN = B_LAYOUT == MN_MAJOR;
-
-    float* const strips = reinterpret_cast<float*>(gn_shared + STAGES * SLOT);
-    Barrier* const full = reinterpret_cast<Barrier*>(strips + 4 * CONSUMERS * STRIP);
-    Barrier* const empty = full + STAGES;
-    const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-    const WorkList<BM, BN, BK> list(args);
-
-    if (threadIdx.x == 0) {
-        prefetch(a_map);
-        prefetch(b_map);
-        for (int i = 0; i < STAGES; i++) {
-            mbarrier_init(&full[i], 1);
-            mbarrier_init(&empty[i], 4 * CONSUMERS);
-        }
-        fence_barriers();
-    }
-    __syncthreads();
-
-    Place<STAGES> place;
-    if (warpgroup == 0) {
-        release_registers<40>();
-        if (warp == 0 && elect()) {
-            for (unsigned index = blockIdx.x; index < list.count; index += gridDim.x) {
-                const Work work = list.at(index);
-                for (int step = 0; step < work.steps; step++) {
-                    unsigned char* const slot = gn_shared + place.slot * SLOT;
-                    Barrier* const landed = &full[place.slot];
-                    const int k = work.k + step * BK;
-                    mbarrier_wait(&empty[place.slot], place.parity ^ 1);
-                    mbarrier_arrive_expect(landed, SLOT);
-                    load<A_LAYOUT, BM>(slot, a_map, landed, k, work.row, work.a_inner, work.a_outer);
-                    load<B_LAYOUT, BN>(slot + A_BYTES, b_map, landed, k, work.col, work.b_inner, work.b_outer);
-                    place.advance();
-                }
-            }
-        }
-    } else {
-        claim_registers<CONSUMERS == 2 ? 232 : 216>();  // with the producers' 40, what the block was launched with
-        const int consumer = warpgroup - 1;
-        float* const strip = strips + (consumer * 4 + warp) * STRIP;
-        const unsigned long long a_first = matrix_in_shared(gn_shared + consumer * 64 * 128, BK * 128);
-        const unsigned long long b_first = matrix_in_shared(gn_shared + A_BYTES, BK * 128);
-        float sums[BN / 2];
-
-        for (unsigned index = blockIdx.x; index < list.count; index += gridDim.x) {
-            const Work work = list.at(index);
-            if (work.steps == 0) {
-#pragma unroll
-                for (int i = 0; i < BN / 2; i++) sums[i] = 0;
-            }
-            Barrier* before = nullptr;  // of the slot whose products were issued last
-            for (int step = 0; step < work.steps; step++) {
-                const unsigned long long a = a_first + place.slot * (SLOT >> 4), b = b_first + place.slot * (SLOT >> 4);
-                mbarrier_wait(&full[place.slot], place.parity);
-                wgmma_fence();
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    wgmma<T, BN, A_MN, B_MN>(sums, a + i * ((A_MN ? 2048 : 32) >> 4), b + i * ((B_MN ? 2048 : 32) >> 4),
-                                             step + i > 0);
-                wgmma_commit();
-                wgmma_wait<1>();
-                if (before && lane == 0) mbarrier_arrive(before);
-                before = &empty[place.slot];
-                place.advance();
-            }
-            wgmma_wait<0>();
-            if (before && lane == 0) mbarrier_arrive(before);
-
-            constexpr int WIDTH = 16 / sizeof(T);  // columns that a thread finishes at a time
-            const Epilogue<T> epilogue(args, work.z, work.split);
-            const int row = work.row + consumer * 64 + warp * 16;
-#pragma unroll 1
-            for (int part = 0; part < BN / 64; part++) {
-                // Groups of eight columns change places with each other by row, so that banks do not collide.
-#pragma unroll
-                for (int i = 0; i < BN / 64; i++)
-                    if (i == part)
-#pragma unroll
-                        for (int j = 0; j < 8; j++) {
-                            float* const to = strip + lane / 4 * 64 + (j ^ lane / 4) * 8 + lane % 4 * 2;
-                            const float* const from = sums + i * 32 + j * 4;
-                            *reinterpret_cast<Vector<float, 2>*>(to) = {from[0], from[1]};
-                            *reinterpret_cast<Vector<float, 2>*>(to + 8 * 64) = {from[2], from[3]};
-                        }
-                __syncwarp();
-#pragma unroll 1
-                for (int i = lane * WIDTH; i < STRIP; i += 32 * WIDTH) {
-                    const int r = i / 64, c = i % 64;
-                    float values[WIDTH];
-#pragma unroll
-                    for (int j = 0; j < WIDTH; j += 4) {
-                        const auto v = *reinterpret_cast<const Vector<float, 4>*>(
-                            strip + r * 64 + (c / 8 ^ r % 8) * 8 + c % 8 + j);
-#pragma unroll
-                        for (int l = 0; l < 4; l++) values[j + l] = v.at[l];
-                    }
-                    epilogue.store(row + r, work.col + part * 64 + c, values);
-                }
-                __syncwarp();
-            }
-        }
-    }
+    const WorkList<T, BM, BN, A_LAYOUT, B_LAYOUT> list(args, a_map, b_map);
+    multiply_persistently<T, BM, BN, STAGES, A_LAYOUT == MN_MAJOR, B_LAYOUT == MN_MAJOR>(args, list);
 }

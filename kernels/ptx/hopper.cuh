@@ -50,22 +50,29 @@ inline unsigned rounded_to_tf32(unsigned bits) {
     return finite ? (bits + 0xfffu + (bits >> 13 & 1u)) & ~0x1fffu : bits;
 }
 
-// A bulk copy of a box of two axes.
+// A bulk copy of a box. Its rows are counted along three axes, which may have length 1.
 struct Copy {
     Barrier* barrier;
     const unsigned char* from;  // the box's first element, which may lie outside of the array
-    long long stride;           // bytes from row to row
+    long long stride[3];        // bytes from row to row
     unsigned to;
-    int itemsize, width, height;
-    int left, right, top, bottom;  // the part of the box that lies inside of the array
+    int itemsize, width, rows[3];
+    int left, right, first[3], last[3];  // the part of the box that lies inside of the array
 
-    int bytes() const { return width * height * itemsize; }
+    int bytes() const { return width * rows[0] * rows[1] * rows[2] * itemsize; }
 
     void run() const {
-        for (int row = 0; row < height; row++)
+        for (int row = 0; row < rows[0] * rows[1] * rows[2]; row++) {
+            const int at[3] = {row % rows[0], row / rows[0] % rows[1], row / rows[0] / rows[1]};
+            const unsigned char* line = from;
+            bool exists = true;
+            for (int axis = 0; axis < 3; axis++) {
+                line += at[axis] * stride[axis];
+                exists = exists && at[axis] >= first[axis] && at[axis] < last[axis];
+            }
             for (int i = 0; i < width; i++) {
-                const bool inside = row >= top && row < bottom && i >= left && i < right;
-                const unsigned char* const source = from + row * stride + i * itemsize;
+                const bool inside = exists && i >= left && i < right;
+                const unsigned char* const source = line + i * itemsize;
                 unsigned char* const target = shared_at(swizzled(to + row * 128 + i * itemsize));
                 if (itemsize == 2)
                     *reinterpret_cast<unsigned short*>(target) =
@@ -74,6 +81,7 @@ struct Copy {
                     *reinterpret_cast<unsigned*>(target) =
                         inside ? rounded_to_tf32(*reinterpret_cast<const unsigned*>(source)) : 0;
             }
+        }
     }
 };
 
@@ -152,22 +160,20 @@ GN_UNCHECKED inline void copy(void* to, const EmulatedTensorMap& array, Barrier*
     if (array.rank != unsigned(rank)) trap("a bulk copy has more or fewer coordinates than its array has axes");
     if (array.itemsize != 2 && array.itemsize != 4) trap("only elements of 2 and 4 bytes are emulated");
     if (array.box[0] * array.itemsize != 128) trap("a box with 128-byte swizzle must be 128 bytes wide");
-    if (array.box[1] < 1 || array.box[1] > 256) trap("a box has 1 to 256 rows");
     copy.barrier = barrier;
-    copy.from = array.base;
-    copy.stride = array.stride[1];
+    copy.from = array.base + at[0] * static_cast<long long>(array.stride[0]);
     copy.itemsize = array.itemsize;
     copy.width = array.box[0];
-    copy.height = array.box[1];
     copy.left = max(-at[0], 0);
     copy.right = min(static_cast<long long>(array.shape[0]) - at[0], 128);
-    copy.top = max(-at[1], 0);
-    copy.bottom = min(static_cast<long long>(array.shape[1]) - at[1], 256);
-    for (int axis = 0; axis < rank; axis++) {
-        copy.from += at[axis] * static_cast<long long>(array.stride[axis]);
-        if (axis < 2) continue;
-        if (array.box[axis] != 1) trap("only boxes of two axes are emulated");
-        if (at[axis] < 0 || at[axis] >= static_cast<long long>(array.shape[axis])) copy.bottom = 0;
+    for (int axis = 1; axis < 4; axis++) {
+        const bool exists = axis < rank;
+        if (exists && (array.box[axis] < 1 || array.box[axis] > 256)) trap("a box has 1 to 256 rows along an axis");
+        copy.stride[axis - 1] = exists ? array.stride[axis] : 0;
+        copy.rows[axis - 1] = exists ? array.box[axis] : 1;
+        copy.first[axis - 1] = exists ? max(-at[axis], 0) : 0;
+        copy.last[axis - 1] = exists ? min(static_cast<long long>(array.shape[axis]) - at[axis], 256) : 1;
+        if (exists) copy.from += at[axis] * static_cast<long long>(array.stride[axis]);
     }
     release(barrier);
     Copies& copies = per_block<Copies>();

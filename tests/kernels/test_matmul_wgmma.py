@@ -198,7 +198,7 @@ MISTAKES = {
         "wrong",
     ),
     "bytes of A only": (
-        "mbarrier_arrive_expect(landed, SLOT)",
+        "mbarrier_arrive_expect(landed, list.bytes())",
         "mbarrier_arrive_expect(landed, A_BYTES)",
         "bytes landed",
     ),
@@ -220,7 +220,8 @@ FOUND_BY_THREAD_SANITIZER = (
 
 def launch_with(mistake: str, folder: Path, **options: Any) -> None:
     """Multiply by the kernel with a mistake."""
-    text = (kernel_folder() / "matmul_wgmma.cu").read_text(encoding="utf-8")
+    text, header = ((kernel_folder() / f"matmul_wgmma.{kind}").read_text(encoding="utf-8") for kind in ("cu", "cuh"))
+    text = text.replace('#include "matmul_wgmma.cuh"', header.replace("#pragma once", ""))
     right, wrong, _ = MISTAKES[mistake]
     assert right in text
     (folder / "matmul_wgmma.cu").write_text(text.replace(right, wrong) if right else text, encoding="utf-8")

@@ -363,9 +363,31 @@ def test_coordinates_are_as_many_as_axes(launcher: EmulatedLauncher, folder: Pat
     with pytest.raises(KernelError, match="more or fewer coordinates"):
         box = tensor_map(launcher, array, (1, 8, 64))
         launch(launcher, folder, "copy<2>", ((256,), np.uint32), *parameters, box, shared=2048)
-    with pytest.raises(KernelError, match="only boxes of two axes"):
-        box = tensor_map(launcher, array, (2, 8, 64))
-        launch(launcher, folder, "copy<3>", ((256,), np.uint32), *parameters, box, shared=2048)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("corner", [(0, 0, 0, 0), (8, 1, 1, 1), (-3, -2, -1, 0), (33, 15, 2, 1), (0, 3, 0, -1)])
+def test_boxes_of_four_axes(
+    launcher: EmulatedLauncher, folder: Path, corner: tuple[int, int, int, int], late: bool
+) -> None:
+    """Rows land one behind the other, those of the second axis first; what is outside along any axis is zero."""
+    rng = np.random.default_rng(0)
+    values = rng.integers(1, 2**16, (2, 3, 17, 72)).astype(np.uint16)
+    box = (2, 2, 5, 64)
+    around = np.zeros([n + 2 * b + 80 for n, b in zip(values.shape, box)], np.uint16)
+    inside = tuple(slice(40, 40 + n) for n in values.shape)
+    around[inside] = values
+    expected = around[tuple(slice(40 + c, 40 + c + b) for c, b in zip(corner[::-1], box))]
+    at = on_device(launcher, np.array(corner, np.int32))
+    parameters = (launcher.pointer(at).to_bytes(8, "little"), number(20 * 128), number(0))
+    array = on_device(launcher, values)
+    got = launch(
+        *(launcher, folder, "copy<4>", ((20 * 32,), np.uint32), *parameters),
+        tensor_map(launcher, array, box),
+        shared=4096,
+        late=late,
+    )
+    np.testing.assert_array_equal(got.view(np.uint16).reshape(20, 64), as_it_lands(expected.reshape(20, 64)))
 
 
 def test_late_copies_land_at_the_wait(launcher: EmulatedLauncher, folder: Path) -> None:
