@@ -47,6 +47,7 @@ struct ConvArgs {
     int advance[4];           // WEIGHT_GRAD: what as many rows as a block's threads load at a time are, in images and rows
     int classes;
     int lanes;                // conv_direct_weight_grad: how many threads of a block have channels side by side
+    int box[3];               // conv_wgmma: images, rows and columns of a tile
     ConvClass each[MOST_CLASSES];
 };
 

@@ -24,7 +24,7 @@ Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
 
 # `ConvArgs` of kernels/conv.cuh behind its MatmulArgs.
-_WINDOWS = Struct("4q26i")
+_WINDOWS = Struct("4q29i4x")
 _CLASS = Struct("q12i")
 _MOST_CLASSES = 8
 _POINTERS = Struct("7P")
@@ -254,11 +254,53 @@ def _mma(number: str, which: str, vector: int) -> Iterator[gemm.Choice]:
             yield _mma_choice(number, which, tile)
 
 
-def choices(number: str, which: str, vector: int, architecture: str) -> list[gemm.Choice]:
-    """The kernels for a pass in an architecture; `number` is what products are computed in, and `vector` how many
+# Hopper's tensor cores: block tile, and how many of its steps along K shared memory holds.
+_WGMMA_TILES = ((128, 256, 4), (128, 128, 6), (64, 128, 4), (64, 64, 6))
+
+
+def _wgmma_choice(number: str, layout: str, tile: tuple[int, int, int]) -> gemm.Choice:
+    """layout: of the weight."""
+    m, n, stages = tile
+    variant = Variant(
+        "conv_wgmma",
+        f"conv_wgmma<{number}, {m}, {n}, {stages}, {layout}>",
+        threads=128 + 2 * m,
+        shared=stages * (m + n) * 128 + m // 64 * 16384 + 16 * stages,  # the ring, the epilogue's strips, barriers
+        requires="sm_90a",
+        registers=168 if m == 128 else 128,
+        instructions=("HGMMA", "UTMALDG", "USETMAXREG"),
+    )
+    return gemm.Choice(f"wgmma {m}x{n}", variant, m, n, 128 * _WIDTHS[number] // 16, persistent=1 if m == 128 else 2)
+
+
+def _wgmma(g: Geometry, number: str, which: str, vector: int) -> Iterator[gemm.Choice]:
+    """For boxes of pixels whose windows are boxes of the image."""
+    is_flat = g.out[0] == g.size[0] == g.kernel[0] == 1
+    is_box = g.groups == 1 and g.stride == (1, 1, 1) and is_flat and which != WEIGHT_GRAD
+    if is_box and number not in ("float", "double") and vector > 1:
+        layout = "MN_MAJOR" if which == FORWARD and number != "tf32" else "K_MAJOR"
+        for tile in _WGMMA_TILES:
+            yield _wgmma_choice(number, layout, tile)
+
+
+@lru_cache(maxsize=4096)
+def _box_of(images: int, rows: int, columns: int, most: int) -> tuple[Ints, int]:
+    """The box of at most so many pixels that the fewest of cover all pixels: images, rows and columns; and how many
+    boxes these are."""
+    found = []
+    for c in range(1, min(columns, most) + 1):
+        for r in range(1, min(rows, most // c) + 1):
+            n = min(images, most // (c * r))
+            found.append((-(-images // n) * -(-rows // r) * -(-columns // c), -c, -r, (n, r, c)))
+    count, *_, box = min(found)
+    return box, count
+
+
+def choices(g: Geometry, number: str, which: str, vector: int, architecture: str) -> list[gemm.Choice]:
+    """The kernels for a pass on an architecture; `number` is what products are computed in, and `vector` how many
     elements can be loaded at a time."""
     plain = "float" if number == "tf32" else number
-    found = (*_simt(plain, which, vector), *_mma(number, which, vector))
+    found = (*_simt(plain, which, vector), *_mma(number, which, vector), *_wgmma(g, number, which, vector))
     return [choice for choice in found if choice.variant.runs_on(architecture)]
 
 
@@ -273,6 +315,9 @@ def _variants() -> Iterator[Variant]:
     for number, which in product(("tf32", "half", "bfloat16"), PASSES):
         for choice in _mma(number, which, _WIDTHS[number]):
             yield choice.variant
+    for number, layout, tile in product(("tf32", "half", "bfloat16"), ("K_MAJOR", "MN_MAJOR"), _WGMMA_TILES):
+        if number != "tf32" or layout == "K_MAJOR":
+            yield _wgmma_choice(number, layout, tile).variant
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -286,12 +331,16 @@ class Plan(NamedTuple):
         launches: grid and arguments, behind the pointers, of each.
         reduction: what adds up the parts of a split sum, and its grid; or None.
         workspace: how many elements these take.
+        maps: what `Launcher.tensor_map` is to be told of the image and the weight, by kernels that read them so.
+        turned: whether the weight is to be (*kernel, outputs, inputs).
     """
 
     choice: gemm.Choice
     launches: tuple[tuple[tuple[int, int, int], bytes], ...]
     reduction: tuple[Variant, tuple[int, int, int], bytes] | None
     workspace: int
+    maps: tuple[tuple[Any, ...], ...] = ()
+    turned: bool = False
 
 
 class Sizes(NamedTuple):
@@ -359,12 +408,16 @@ def plans(
     can_split = len(windows.classes) == 1 and (g.groups == 1 or not has_bias)
     rates = gemm.rates_of(architecture)
     ranked = []
-    for whole in choices(number, which, vector, architecture):
+    for whole in choices(g, number, which, vector, architecture):
+        if whole.persistent:  # by so many rows as its tiles have
+            boxes = _box_of(g.images, *windows.classes[0].rows[1:], whole.m)[1]
+            problem = problem._replace(m=boxes * whole.m)
         for splits in gemm.split_counts(problem, whole, processors) if can_split else (1,):
             choice = whole._replace(splits=splits)
             ranked.append((gemm.predict(problem, choice, processors, rates), choice))
     for _, choice in sorted(ranked, key=lambda pair: pair[0]):
-        yield _plan_of(g, which, choice, windows, sizes, activation, processors, dtype, vector)
+        plan = _wgmma_plan if choice.persistent else _plan_of
+        yield plan(g, which, choice, windows, sizes, activation, processors, dtype, vector)
 
 
 def _plan_of(
@@ -398,6 +451,35 @@ def _plan_of(
         grid = -(-rows // choice.m) * -(-n // choice.n), min(g.groups * len(classes), 65535), splits
         launches.append((grid, matmul + about))
     return _finish(choice._replace(splits=splits), launches, matmul, g.groups * m * n, processors, dtype)
+
+
+def _wgmma_plan(
+    g: Geometry, which: str, choice: gemm.Choice, windows: Windows, sizes: Sizes, activation: int, processors: int,
+    dtype: str, vector: int,
+) -> Plan:  # fmt: skip
+    """The plan by conv_wgmma, whose tiles are boxes of pixels; the parts of a split sum are counted in its steps."""
+    (whole,) = windows.classes
+    source = g.outputs if which == INPUT_GRAD else g.inputs
+    m, n, k = sizes
+    box, boxes = _box_of(g.images, *whole.rows[1:], choice.m)
+    steps = math.prod(g.kernel) * -(-source // choice.k)
+    split_k = -(-steps // choice.splits)
+    splits = -(-steps // split_k)
+    matmul = _MATMUL.pack(
+        *(4 * [0]), n, 0, 1, n, n, *(10 * [0]), 1.0, 0.0, m, n, k, 1, 1, splits, split_k, activation
+    )  # fmt: skip
+    ((_, about),) = _launches(g, which, windows, (0, 0, 0, 0), box=box)
+    grid = min(boxes * -(-n // choice.n) * splits, processors * choice.persistent), 1, 1
+    itemsize = 16 // vector
+    _, rows, columns = windows.size
+    line = source * itemsize
+    image = itemsize, (source, columns, rows, g.images), (line, columns * line, rows * columns * line)
+    turned = which == FORWARD and ", K_MAJOR" in choice.variant.expression
+    along, across = (g.inputs, g.outputs) if turned else (g.outputs, g.inputs)
+    weight = itemsize, (along, across, math.prod(g.kernel)), (along * itemsize, along * across * itemsize)
+    weight_box = (choice.k, choice.k if "MN_MAJOR" in choice.variant.expression else choice.n, 1)
+    plan = _finish(choice._replace(splits=splits), [(grid, matmul + about)], matmul, m * n, processors, dtype)
+    return plan._replace(maps=((*image, (choice.k, *box[::-1])), (*weight, weight_box)), turned=turned)
 
 
 def _direct_plan(
@@ -448,7 +530,7 @@ def _finish(
 
 
 def _launches(
-    g: Geometry, which: str, windows: Windows, advance: Ints, lanes: int = 0
+    g: Geometry, which: str, windows: Windows, advance: Ints, lanes: int = 0, box: Ints = (0, 0, 0)
 ) -> Iterator[tuple[tuple[Class, ...], bytes]]:
     """The classes that each launch has, and ConvArgs behind its MatmulArgs."""
     source = g.outputs if which == INPUT_GRAD else g.inputs
@@ -460,7 +542,10 @@ def _launches(
     for start in range(0, len(windows.classes), _MOST_CLASSES):
         classes = windows.classes[start : start + _MOST_CLASSES]
         packed = b"".join(_CLASS.pack(c.weight, *c.rows, *c.origin, *c.taps, *c.target) for c in classes)
-        yield classes, _WINDOWS.pack(*common, len(classes), lanes) + packed.ljust(_MOST_CLASSES * _CLASS.size, b"\0")
+        yield (
+            classes,
+            _WINDOWS.pack(*common, len(classes), lanes, *box) + packed.ljust(_MOST_CLASSES * _CLASS.size, b"\0"),
+        )
 
 
 def _digits(count: int, rows: Ints) -> Ints:
@@ -473,14 +558,19 @@ def _digits(count: int, rows: Ints) -> Ints:
 
 
 def run(launcher: Launcher, plan: Plan, a: Any, b: Any, c: Any, bias: Any = None, residual: Any = None) -> None:
+    """Launch a plan. a: the image; b: the weight (*kernel, inputs, outputs), or y's gradient; all of them dense, with
+    their channels last."""
     workspace: Any = None
+    if plan.turned:
+        b = launch.copy(launcher, b.swapaxes(-1, -2))
     if plan.workspace:
         workspace = launcher.empty((plan.workspace,), "float64" if c.dtype == "float64" else "float32")
     pointers = _POINTERS.pack(
         *(0 if array is None else launcher.pointer(array) for array in (a, b, c, bias, residual, None, workspace))
     )
+    maps = tuple(launcher.tensor_map(launcher.pointer(array), *about) for array, about in zip((a, b), plan.maps))
     for grid, constants in plan.launches:
-        launcher.launch(plan.choice.variant, grid, pointers + constants)
+        launcher.launch(plan.choice.variant, grid, pointers + constants, *maps)
     if plan.reduction is not None:
         variant, grid, constants = plan.reduction
         launcher.launch(variant, grid, pointers + constants)
