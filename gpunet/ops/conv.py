@@ -25,7 +25,7 @@ from gpunet.errors import ShapeError
 from gpunet.ops import conv_kernels
 from gpunet.ops.elementwise import lying_as, relu
 from gpunet.ops.op import op
-from gpunet.ops.pool import max_offsets, max_pool, unpool_relu
+from gpunet.ops.pool import max_offsets, max_pool, max_with_offsets, unpool_relu
 from gpunet.ops.reduce import sum
 
 Ints = tuple[int, ...]
@@ -165,6 +165,13 @@ def _(native, x, weight, bias, *, stride, padding, dilation, groups):
     if _is_depthwise(x.shape, weight.shape[:1] * 2, groups):
         return NotImplemented
     return _forward(native, x, weight, bias, True, True, stride, padding, dilation, groups)
+
+
+@conv_relu_pool.kernel("conv")
+def _(launcher, x, weight, bias, *, stride, padding, dilation, groups):
+    about = _about(x.shape, weight.shape, bias, stride, padding, dilation, groups)
+    z = conv_kernels.forward(launcher, about, x, weight, bias, activation="relu")
+    return z if z is NotImplemented else max_with_offsets(z, **_PAIRS, ceil_mode=False)
 
 
 @conv_relu_pool.vjp
