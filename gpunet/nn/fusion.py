@@ -137,15 +137,14 @@ def _call_convolution(modules: Sequence[Module], start: int, x: Tensor, platform
     layer: Any = modules[start]
     following = modules[start + 1 : start + 3]
     if (
-        platform != "cpu"
-        or not following
+        not following
         or type(following[0]) is not ReLU
         or not all(map(_is_plain, (layer, following[0])))
         or layer.padding_mode != "zeros"
         or x.ndim != 4
         or x.shape[1] != layer.in_channels
         or not _match(x, layer)
-        or not library("conv").usable()
+        or (platform == "cpu" and not library("conv").usable())
     ):
         return None
     size = layer.output_size(x.shape[2:])

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 import gpunet as gn
+from gpunet import nn
 from gpunet.backends import Backend, Device
 from gpunet.backends.emulated import emulation, prebuild
 from gpunet.errors import DeviceError, ShapeError
 from gpunet.ops import conv_kernels
-from gpunet.ops.conv import conv, conv_input_grad, conv_relu, conv_weight_grad
+from gpunet.ops.conv import conv, conv_input_grad, conv_relu, conv_relu_pool, conv_weight_grad
 from tests.gradcheck import check_gradients
 from tests.ops.test_gradients import CASES
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes, which gives NumPy bfloat16, is not installed")
+
+rng = np.random.default_rng(0)
 
 # Unit roundoff of what is stored and of what is multiplied; sums are float32's, or float64's.
 UNITS = {
@@ -48,7 +51,8 @@ SHAPES = {
     "one axis": Shape((3, 3, 21), (5, 3, 4), (1,), ((2, 1),), (1,)),
     "one axis, strided": Shape((2, 8, 37), (16, 8, 5), (3,), ((2, 3),), (2,)),
     "aligned": Shape((2, 16, 7, 9), (24, 16, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
-    "many channels": Shape((3, 72, 9, 10), (80, 72, 3, 2), (1, 1), ((1, 2), (0, 1)), (1, 2)),
+    "many channels": Shape((3, 72, 6, 8), (72, 72, 2, 2), (1, 1), ((1, 1), (0, 1)), (1, 2)),
+    "long sums": Shape((1, 264, 2, 3), (16, 264, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
     "aligned, strided": Shape((3, 16, 8, 9), (8, 16, 3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)),
     "aligned, in groups": Shape((2, 32, 6, 5), (48, 16, 3, 2), (1, 1), ((1, 0), (0, 1)), (1, 1), 2),
     "few channels": Shape((2, 3, 9, 11), (6, 3, 5, 3), (2, 2), ((2, 2), (1, 1)), (1, 1)),
@@ -57,7 +61,7 @@ SHAPES = {
     "more than eight classes": Shape((1, 4, 8, 7), (4, 4, 2, 4), (3, 3), ((0, 1), (2, 0)), (1, 1)),
     "pixels between windows": Shape((2, 8, 6, 7), (8, 8, 1, 1), (2, 2), ((0, 0), (0, 0)), (1, 1)),
     "padding beyond the kernel": Shape((1, 8, 3, 2), (8, 8, 2, 2), (1, 1), ((3, 2), (2, 4)), (1, 1)),
-    "depthwise": Shape((2, 16, 7, 9), (16, 1, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 16),
+    "depthwise": Shape((3, 64, 10, 10), (64, 1, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 64),
     "depthwise, strided": Shape((2, 16, 8, 7), (16, 1, 3, 4), (2, 2), ((1, 1), (2, 1)), (1, 2), 16),
     "depthwise, odd": Shape((3, 5, 6, 4), (5, 1, 4, 3), (1, 3), ((1, 2), (0, 1)), (1, 1), 5),
     "depthwise, to more": Shape((2, 3, 6, 5), (24, 1, 3, 3), (2, 1), ((1, 1), (1, 1)), (1, 1), 3),
@@ -108,12 +112,16 @@ def on(backend: Backend, x: np.ndarray) -> Any:
     return backend.from_numpy(x, Device(backend.name))
 
 
+def geometry_of(shape: Shape) -> conv_kernels.Geometry:
+    y = conv(np.zeros(shape.x), np.zeros(shape.weight), None, **shape.how).shape
+    about = conv_kernels.geometry(shape.x, y, shape.weight, shape.stride, shape.padding, shape.dilation, shape.groups)
+    assert about is not None
+    return about
+
+
 def plans(shape: Shape, which: str, compute: str, architecture: str, processors: int) -> Iterator[conv_kernels.Plan]:
     """Of the ways to compute a pass, one for each kernel, and one more for each where sums are split."""
-    x, weight = shape.x, shape.weight
-    y = conv(np.zeros(x), np.zeros(weight), None, **shape.how).shape
-    about = conv_kernels.geometry(x, y, weight, shape.stride, shape.padding, shape.dilation, shape.groups)
-    assert about is not None
+    about = geometry_of(shape)
     seen = set()
     precision = "high" if compute == "tf32" else "highest"
     found = conv_kernels.plans(
@@ -216,10 +224,53 @@ def test_relu_is_part_of_the_epilogue(name: str, kernel_device: Backend) -> None
         assert [e.split("<")[0] for e, _ in log if not e.startswith("copy")] in (["conv_simt"], ["matmul_simt"])
 
 
+def test_layers_in_a_row_take_few_launches(kernel_device: Backend) -> None:
+    model = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 8, 3), nn.ReLU())
+    x = rng.standard_normal((2, 8, 8, 10)).astype(np.float32)
+    results = []
+    log: list[Any] = []
+    for device in ("cpu", kernel_device.name):
+        model.to(device).zero_grad()
+        data = gn.tensor(x, device=device, requires_grad=True)
+        with gn.kernels("auto" if device == "cpu" else "force"):
+            with emulation(log=log):
+                y = model(data)
+            (y * y).sum().backward()
+        results.append([a.detach().cpu().numpy() for a in (y, data.grad, *(p.grad for p in model.parameters()))])
+    for got, expected in zip(*results):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+    if kernel_device.name == "emulated":
+        kernels = [e.split("<")[0] for e, _ in log if not e.startswith("copy")]
+        assert len(kernels) == 3 and kernels[0].startswith("conv") and kernels[2].startswith("conv")
+
+
+def test_pooling_behind_a_convolution(kernel_device: Backend) -> None:
+    shape = SHAPES["aligned"]
+    values = arrays(shape, np.dtype(np.float32))
+    with gn.kernels("force"):
+        y, offsets = conv_relu_pool(*(on(kernel_device, values[k]) for k in ("x", "weight", "bias")), **shape.how)
+    expected, places = conv_relu_pool(*(values[k] for k in ("x", "weight", "bias")), **shape.how)
+    np.testing.assert_allclose(kernel_device.to_numpy(y), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(kernel_device.to_numpy(offsets), places)
+
+
+def test_residuals_are_added_behind_the_activation(kernel_device: Backend) -> None:
+    for name in ("aligned", "single pixels", "depthwise"):
+        shape = SHAPES[name]
+        values = arrays(shape, np.dtype(np.float32))
+        exact, limit = bound(*passes(shape)["FORWARD"][:1], "float32", ("x", "weight", "bias"), values)
+        about = geometry_of(shape)
+        x, weight, bias, residual = (on(kernel_device, values[k]) for k in ("x", "weight", "bias", "g"))
+        launcher = kernel_device.launcher("conv")  # type: ignore[misc]
+        y = conv_kernels.forward(launcher, about, x, weight, bias, residual, "silu")
+        expected = exact / (1 + np.exp(-exact)) + values["g"]
+        assert (np.abs(kernel_device.to_numpy(y) - expected) <= 2 * limit + 1e-6 * np.abs(expected)).all()
+
+
 def test_the_order_of_blocks_makes_no_difference(kernel_device: Backend) -> None:
     if kernel_device.name != "emulated":
         pytest.skip("only the emulated device runs blocks in another order")
-    for name in ("aligned, strided", "few channels"):
+    for name in ("aligned, strided", "few channels", "depthwise"):
         shape = SHAPES[name]
         values = arrays(shape, np.dtype(np.float32))
         results = []
