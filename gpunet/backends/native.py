@@ -13,6 +13,7 @@ import ctypes
 import os
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ _FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC",
     "-shared", "-fvisibility=hidden", "-Wno-psabi", "-Wno-ignored-attributes",
 )  # fmt: skip
+_RANGE = "long start, long stop"
 _DECLARATION = re.compile(r"^KERNEL (void|long) (\w+)\(([^)]*)\)", re.MULTILINE)
 _TYPES = {"const Array*": ctypes.py_object, "const Arrays*": ctypes.py_object, "long": ctypes.c_long,
           "int": ctypes.c_int, "float": ctypes.c_float, "double": ctypes.c_double}  # fmt: skip
@@ -38,6 +40,9 @@ _TYPES = {"const Array*": ctypes.py_object, "const Arrays*": ctypes.py_object, "
 
 class Library:
     """The functions of kernels/cpu/NAME.cpp, as attributes; compiled when the first one is asked for.
+
+    A function `f(..., start, stop)` has an attribute `divided`: `f.divided(..., n, parts, wake)` calls f for as many
+    parts of range(n), on the caller's thread and the crew's (kernels/cpu/crew.cpp).
 
     Args:
         name: NAME.
@@ -68,6 +73,13 @@ class Library:
             warnings.warn(f"ops run on NumPy alone, which is slower: {error}", stacklevel=2)
             return False
         functions.pop("gn_set_none")(None)
+        set_crew = functions.pop("gn_set_crew")
+        if self._name == "crew":
+            self.divide = ctypes.cast(loaded["crew_divide"], ctypes.c_void_p).value
+        elif library("crew").usable():
+            set_crew(library("crew").divide)
+        else:
+            return False
         probe = np.full((2, 3), 4.0, np.float32)
         seen = functions.pop("gn_probe")(probe)
         seen_in_tuple = functions.pop("gn_probe_tuple")((np.ones(1, np.float32), probe))
@@ -115,10 +127,29 @@ def _compiled(name: str) -> Path:
     heads = [f"-DGN_OBJECT_HEAD={object.__basicsize__}", f"-DGN_TUPLE_HEAD={tuple.__basicsize__}"]
     flags = [*_FLAGS, *heads, *_sanitizer()]
 
-    def make(target: Path) -> None:
-        compile_host([*flags, f"-I{folder}", str(folder / f"{name}.cpp"), "-o", str(target)], f"kernels/cpu/{name}.cpp")
+    text = source(name)
+    program = f'#include "{name}.cpp"\n' + "".join(map(_divided, _DECLARATION.findall(text)))
 
-    return Cache("so").path_or_make("\0".join([compiler.identity, *flags, source(name)]), make)
+    def make(target: Path) -> None:
+        with tempfile.NamedTemporaryFile("w", suffix=".cpp") as file:
+            file.write(program)
+            file.flush()
+            compile_host([*flags, f"-I{folder}", file.name, "-o", str(target)], f"kernels/cpu/{name}.cpp")
+
+    return Cache("so").path_or_make("\0".join([compiler.identity, *flags, text, program]), make)
+
+
+def _divided(declaration: tuple[str, str, str]) -> str:
+    """The C++ of the function that calls a kernel for the parts of a range; nothing if it takes none."""
+    result, name, parameters = declaration
+    if result != "void" or not parameters.endswith(_RANGE):
+        return ""
+    before = parameters.removesuffix(_RANGE)
+    names = "".join(f"{parameter.split()[-1]}, " for parameter in before.split(",") if parameter.strip())
+    return (
+        f"KERNEL void {name}_divided({before}long n, long parts, int wake) {{\n"
+        f"    gn_divide(n, parts, wake, [&](long start, long stop) {{ {name}({names}start, stop); }});\n}}\n"
+    )
 
 
 def _sanitizer() -> list[str]:
@@ -141,4 +172,7 @@ def _functions(loaded: ctypes.CDLL, text: str) -> dict[str, Any]:
         except KeyError as error:
             raise KernelError(f"{name}: a kernel's parameter cannot be {error}") from None
         function.restype = ctypes.c_long if result == "long" else None
+        if _divided((result, name, parameters)):
+            function.divided = getattr(loaded, f"{name}_divided")
+            function.divided.argtypes, function.divided.restype = [*function.argtypes, ctypes.c_int], None
     return functions

@@ -9,26 +9,33 @@ is no pool.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
+from gpunet.backends.native import library
+
 # Products of fewer multiplications than this are quicker on one thread than distributed.
 _LARGE = 8_000_000
-# Elementwise work on fewer numbers than this, likewise.
+# And where the threads need no Python.
+_MIDDLE = 2_000_000
+_BLOCK = 16  # as in kernels/cpu/matmul.cpp
+# Elementwise work on fewer numbers than this, likewise; than a third of it, where the threads need no Python.
 _SPREAD = 200_000
 # Products of fewer multiplications than this are none of anyone's threads: from about here on, OpenBLAS uses several.
 SMALL = 200_000
 
 _lock = threading.Lock()
 _pool: Pool | None = None
+_crew = 0  # how many threads kernels/cpu/crew.cpp has
 _limit: Any = None  # what keeps BLAS on one thread, once it is
 
 
@@ -132,9 +139,10 @@ def get_num_threads() -> int:
 
 def _after_fork() -> None:
     """A forked child has none of the threads; and its parent has the cores, so it works on one."""
-    global _pool, _lock
+    global _pool, _lock, _crew
     _lock = threading.Lock()
     _in_worker.value = False
+    _crew = 0
     if _pool is not None:
         _pool = Pool(1)
 
@@ -154,17 +162,28 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **option
             return a.dot(b)  # the same, begun in half the time
         return np.matmul(a, b, out=out, **options)
     threads = pool()
-    if threads.size == 1 or a.size * b.shape[-1] < _LARGE or a.ndim < 2 or b.ndim < 2 or a.dtype != b.dtype:
+    work = a.size * b.shape[-1]
+    if threads.size == 1 or work < _MIDDLE or a.ndim < 2 or b.ndim < 2 or a.dtype != b.dtype:
         return np.matmul(a, b, out=out)
     if a.ndim == b.ndim == 2:
         m, n = a.shape[0], b.shape[1]
         if a.shape[1] != b.shape[0]:
             return np.matmul(a, b, out=out)  # which says what is wrong
         y = np.empty((m, n), a.dtype) if out is None else out
+        if _is_plain(a) and _is_plain(b) and y.flags.c_contiguous and not _in_worker.value and _has_sgemm():
+            blocks = -(-max(m, n) // _BLOCK)
+            _enlist(threads.size - 1)
+            product = library("matmul").product.divided  # type: ignore[attr-defined]
+            product(a, b, y, m < n, blocks, min(blocks, threads.size), work >= 2 * _MIDDLE)
+            return y
+        if work < _LARGE:
+            return np.matmul(a, b, out=y)
         if m >= n:
             parts = [lambda s=s: np.matmul(a[s], b, out=y[s]) for s in _cut(m, threads.size)]
         else:
             parts = [lambda s=s: np.matmul(a, b[:, s], out=y[:, s]) for s in _cut(n, threads.size)]
+    elif work < _LARGE:
+        return np.matmul(a, b, out=out)
     elif a.ndim == b.ndim and a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2] and a.shape[0] > 1:
         y = np.empty((*a.shape[:-1], b.shape[-1]), a.dtype) if out is None else out
         parts = [lambda s=s: np.matmul(a[s], b[s], out=y[s]) for s in _cut(a.shape[0], threads.size)]
@@ -172,6 +191,31 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None, **option
         return np.matmul(a, b, out=out)
     threads.run(parts)
     return y
+
+
+def _is_plain(a: np.ndarray) -> bool:
+    """Whether BLAS can read the matrix as it is: float32, adjacent along one axis."""
+    (m, n), (row, column) = a.shape, a.strides
+    if a.dtype != np.float32 or m < 2 or n < 2:
+        return False
+    return (column == 4 and row >= 4 * n and not row % 4) or (row == 4 and column >= 4 * m and not column % 4)
+
+
+@cache
+def _has_sgemm() -> bool:
+    """Whether kernels/cpu/matmul.cpp has BLAS's sgemm to call: that of the OpenBLAS which NumPy brings."""
+    from threadpoolctl import threadpool_info
+
+    native = library("matmul")
+    paths = [info["filepath"] for info in threadpool_info() if info["internal_api"] == "openblas"]
+    if len(paths) != 1 or not native.usable():
+        return False
+    blas = ctypes.CDLL(paths[0])
+    for name, wide in (("scipy_cblas_sgemm64_", True), ("cblas_sgemm64_", True), ("cblas_sgemm", False)):
+        if hasattr(blas, name):
+            native.set_sgemm(ctypes.cast(getattr(blas, name), ctypes.c_void_p).value, wide)
+            return True
+    return False
 
 
 def spread(work: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> list[Any]:
@@ -198,13 +242,35 @@ def split(n: int, work: Callable[[int, int], Any], elements: int) -> None:
     Args:
         n: how many units of work there are.
         work: must not depend on where the ranges are cut, for the results to be the same with any number of threads.
+            A `partial` of a kernel for the CPU is divided among threads that need no Python, which are sooner awake.
         elements: about how many numbers are read and written altogether.
     """
-    threads = None if elements < _SPREAD or n < 2 or _in_worker.value else pool()
+    threads = None if 3 * elements < _SPREAD or n < 2 or _in_worker.value else pool()
     if threads is None or threads.size == 1:
+        work(0, n)
+        return
+    divided = getattr(getattr(work, "func", None), "divided", None)
+    if divided is not None:
+        _enlist(threads.size - 1)
+        divided(*work.args, n, min(n, 2 * threads.size), elements >= _SPREAD)  # type: ignore[attr-defined]
+    elif elements < _SPREAD:
         work(0, n)
     else:
         threads.run([partial(work, s.start, s.stop) for s in _cut(n, threads.size)])
+
+
+def parts(elements: int) -> int:
+    """How many parts `split` would let threads do of work on so many numbers."""
+    return 1 if elements < _SPREAD or _in_worker.value else pool().size
+
+
+def _enlist(members: int) -> None:
+    """Make kernels/cpu/crew.cpp's crew one of so many threads, if it is not."""
+    global _crew
+    if _crew != members:
+        with _lock:
+            library("crew").crew_resize(members)
+            _crew = members
 
 
 def _cut(n: int, parts: int) -> list[slice]:

@@ -12,7 +12,7 @@ weights as a matrix. A block's matrix fits in cache. The CPU's kernels (kernels/
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
@@ -249,10 +249,7 @@ def _(native, g, weight, *, shape, stride, padding, dilation, groups):
     about = _geometry(shape[1:], g.shape[1:], weight.shape[2:], stride, padding, dilation, groups)
     y = np.empty((shape[0], *shape[2:], shape[1]), np.float32)
     source, weights = _channels_last(g), _depthwise_weights(weight)
-
-    def work(start: int, stop: int) -> None:
-        native.depthwise_forward(source, weights, None, y, about, False, True, start, stop)
-
+    work = partial(native.depthwise_forward, source, weights, None, y, about, False, True)
     threads.split(shape[0], work, g.size * len(weights) // 4)
     return _channels_first(y)
 
@@ -271,10 +268,7 @@ def _(native, g, weight, *, shape, stride, padding, dilation, groups):
     out = np.empty((shape[0], *shape[2:], shape[1]), np.float32)
     about = _geometry(shape[1:], g.shape[1:], kernel, stride, padding, dilation, groups)
     source = _channels_last(g)
-
-    def work(start: int, stop: int) -> None:
-        native.conv_gather(source, packed, starts, out, None, about, False, True, start, stop)
-
+    work = partial(native.conv_gather, source, packed, starts, out, None, about, False, True)
     threads.split(shape[0], work, g.size * prod(weight.shape[1:]))
     return _channels_first(out)
 
@@ -334,13 +328,12 @@ def _(native, x, g, *, shape, stride, padding, dilation, groups):
     _outputs, _one, *kernel = shape
     about = _geometry(x.shape[1:], g.shape[1:], tuple(kernel), stride, padding, dilation, groups)
     source, gradient = _channels_last(x), _channels_last(g)
-
-    def add(start: int, stop: int) -> Any:
-        sums = np.zeros((prod(kernel), groups), np.float32)
-        native.depthwise_weight_sums(source, gradient, sums, about, start, stop)
-        return sums
-
-    total = _total(add, x.shape[0], g.size * prod(kernel) // 4).reshape(*kernel, 1, groups)
+    total = _total(
+        (prod(kernel), groups),
+        x.shape[0],
+        g.size * prod(kernel) // 4,
+        lambda sums: partial(native.depthwise_weight_sums, source, gradient, sums, about),
+    ).reshape(*kernel, 1, groups)
     return total.transpose(total.ndim - 1, total.ndim - 2, *range(len(kernel)))
 
 
@@ -354,13 +347,12 @@ def _(native, x, g, *, shape, stride, padding, dilation, groups):
         return np.zeros(shape, np.float32)
     if _is_winograd(shape, g.shape[2:], stride, dilation, groups):
         winograd, source = library("winograd"), _source(x)
-
-        def add(start: int, stop: int) -> Any:
-            sums = np.zeros((16, channels, outputs), np.float32)
-            winograd.winograd_weight_sums(source, rows, sums, about, start, stop)
-            return sums
-
-        sums = _total(add, x.shape[0] * winograd.winograd_tiles(about, False), elements)
+        sums = _total(
+            (16, channels, outputs),
+            x.shape[0] * winograd.winograd_tiles(about, False),
+            elements,
+            lambda sums: partial(winograd.winograd_weight_sums, source, rows, sums, about),
+        )
         total = np.empty((1, 9, channels, outputs), np.float32)
         winograd.winograd_weight_grad(sums, total)
     else:
@@ -368,13 +360,12 @@ def _(native, x, g, *, shape, stride, padding, dilation, groups):
         source = _channels_last(x) if small else _source(x)
         lanes = _lanes(outputs // groups)
         lanes *= -(-(outputs // groups) // lanes)
-
-        def add(start: int, stop: int) -> Any:
-            sums = np.zeros((groups, prod(kernel), channels, lanes), np.float32)
-            native.conv_weight_sums(source, rows, sums, about, small, start, stop)
-            return sums
-
-        total = _total(add, x.shape[0], elements)
+        total = _total(
+            (groups, prod(kernel), channels, lanes),
+            x.shape[0],
+            elements,
+            lambda sums: partial(native.conv_weight_sums, source, rows, sums, about, small),
+        )
     total = total[..., : outputs // groups].transpose(1, 2, 0, 3).reshape(*kernel, channels, outputs)
     return total.transpose(total.ndim - 1, total.ndim - 2, *range(len(kernel)))  # which lies as a layer's weight does
 
@@ -509,16 +500,13 @@ def _about(
 # --- the CPU's kernels
 
 
-def _total(add: Callable[[int, int], Any], n: int, elements: int) -> Any:
-    """The sum of what `add` returns for ranges that cover range(n), one for each thread where that is quicker."""
-    parts: dict[int, Any] = {}
-
-    def work(start: int, stop: int) -> None:
-        parts[start] = add(start, stop)
-
-    threads.split(n, work, elements)
-    total, *others = (parts[start] for start in sorted(parts))
-    for other in others:
+def _total(shape: Ints, n: int, elements: int, add: Callable[[Any], partial[None]]) -> Any:
+    """Sums of `shape` over n things: those of one range for each thread, by the kernel `add(sums (parts, *shape))`."""
+    parts = max(1, min(n, threads.parts(elements)))
+    sums = np.zeros((parts, *shape), np.float32)
+    threads.split(parts, add(sums), elements)
+    total = sums[0]
+    for other in sums[1:]:
         total += other
     return total
 
@@ -573,10 +561,7 @@ def _depthwise(
     y = np.empty(plan.final, np.float32)
     source, weights = _channels_last(x), _depthwise_weights(weight)
     starts = None if bias is None else np.ascontiguousarray(bias)
-
-    def work(start: int, stop: int) -> None:
-        native.depthwise_forward(source, weights, starts, y, plan.geometry, relu, False, start, stop)
-
+    work = partial(native.depthwise_forward, source, weights, starts, y, plan.geometry, relu, False)
     threads.split(x.shape[0], work, plan.work // 4)
     return _channels_first(y)
 
@@ -613,20 +598,13 @@ def _convolve(
         winograd, source = library("winograd"), _source(x)
         transformed = np.empty((16, packed.shape[1], *packed.shape[3:]), np.float32)
         winograd.winograd_weights(packed, transformed)
-
-        def work(start: int, stop: int) -> None:
-            winograd.winograd_forward(source, transformed, starts, y, offsets, geometry, relu, start, stop)
+        work = partial(winograd.winograd_forward, source, transformed, starts, y, offsets, geometry, relu)
     elif plan.algorithm == "gather":
         source = _channels_last(x)
-
-        def work(start: int, stop: int) -> None:
-            native.conv_gather(source, packed, starts, y, offsets, geometry, relu, False, start, stop)
+        work = partial(native.conv_gather, source, packed, starts, y, offsets, geometry, relu, False)
     else:
         source = _source(x)
-
-        def work(start: int, stop: int) -> None:
-            native.conv_forward(source, packed, starts, y, offsets, geometry, relu, start, stop)
-
+        work = partial(native.conv_forward, source, packed, starts, y, offsets, geometry, relu)
     threads.split(plan.ranges, work, plan.work)
     return _channels_first(y), None if offsets is None else _channels_first(offsets)
 

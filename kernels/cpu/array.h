@@ -2,8 +2,8 @@
 //
 // A kernel is a function declared with KERNEL. Its parameters are `const Array*`, which takes a NumPy array (or None),
 // `const Arrays*`, which takes a tuple of arrays, `long`, `int`, `float` and `double`. It runs without the GIL, so it
-// must not call into Python; it allocates what it needs with `scratch`, and divides no work: the caller's threads each
-// call it for a range of their own.
+// must not call into Python; it allocates what it needs with `scratch`, and divides no work: one that takes a range
+// `long start, long stop` at last is called for parts of it, by the caller's threads or by the crew's (crew.cpp).
 #pragma once
 
 #include <cmath>
@@ -42,6 +42,16 @@ KERNEL void gn_set_none(const Array* none) { gn_none = none; }
 KERNEL long gn_probe(const Array* array) { return array->ndim + array->shape[1] + array->strides[0] + long(*array->floats()); }
 
 KERNEL long gn_probe_tuple(const Arrays* arrays) { return arrays->size + gn_probe((*arrays)[1]) + ((*arrays)[0]->dtype == (*arrays)[1]->dtype); }
+
+// What gpunet/backends/native.py makes of each kernel that takes a range: the kernel called for all parts of range(n).
+using Call = void (*)(void* context, long start, long stop);
+inline void (*gn_crew)(Call, void* context, long n, long parts, int wake);
+KERNEL void gn_set_crew(long address) { gn_crew = reinterpret_cast<decltype(gn_crew)>(address); }
+
+template <class Work> void gn_divide(long n, long parts, int wake, Work work) {
+    Call call = [](void* context, long start, long stop) { (*static_cast<Work*>(context))(start, stop); };
+    gn_crew(call, &work, n, parts, wake);
+}
 
 // The array's elements, or nullptr if it is None.
 inline float* optional(const Array* array) { return array == gn_none ? nullptr : array->floats(); }

@@ -206,18 +206,18 @@ KERNEL void conv_gather(const Array* x, const Array* packed, const Array* bias, 
     }
 }
 
-// Adds to sums (groups, taps, I, blocks * lanes) the weight's gradient of the images [start, stop).
-// gradient: dense, (N, OH, OW, O).
-// small: leave out what lies in the padding, for which x must be dense, (N, H, W, C); else x is (N, C, H, W).
-KERNEL void conv_weight_sums(const Array* x, const Array* gradient, const Array* sums, const Array* shape, int small, long start, long stop) {
-    const Geometry& g = geometry_of(shape);
+namespace {
+
+// Adds to sums (groups, taps, I, all_lanes) the weight's gradient of the images [start, stop).
+void add_weight_sums(const Array* x, const Array* gradient, float* sums, long all_lanes, const Geometry& g, bool small,
+                     long start, long stop) {
     long outs = g.out_group(), ins = g.in_group();
     int vectors = vectors_for(outs);
-    long lanes = vectors * WIDTH, all_lanes = sums->shape[3], blocks = all_lanes / lanes;
+    long lanes = vectors * WIDTH, blocks = all_lanes / lanes;
     long pixels = g.out_height * g.out_width;
     bool ragged = outs != all_lanes;  // then vectors of a group's last outputs would reach beyond them
     long from[PLACES], to[PLACES];
-    Sums all(sums->floats(), g.groups * g.taps() * ins * all_lanes, 5);
+    Sums all(sums, g.groups * g.taps() * ins * all_lanes, 5);
     auto add = [&](const float* inputs, long tap, long length, const float* gradients, long count) {
         for (long group = 0; group < g.groups; group++) {
             const float* own = gradients + group * outs;
@@ -275,4 +275,15 @@ KERNEL void conv_weight_sums(const Array* x, const Array* gradient, const Array*
             all.count(places);
         }
     }
+}
+
+}  // namespace
+
+// sums (parts, groups, taps, I, blocks * lanes): those of the parts [start, stop) of the images, which start as zeros.
+// gradient: dense, (N, OH, OW, O).
+// small: leave out what lies in the padding, for which x must be dense, (N, H, W, C); else x is (N, C, H, W).
+KERNEL void conv_weight_sums(const Array* x, const Array* gradient, const Array* sums, const Array* shape, int small, long start, long stop) {
+    by_part(sums, gradient->shape[0], start, stop, [&](float* own, long first, long last) {
+        add_weight_sums(x, gradient, own, sums->shape[4], geometry_of(shape), small, first, last);
+    });
 }

@@ -245,6 +245,15 @@ void add_products(const float* inputs, const long* from, long length, const floa
     }
 }
 
+// Sums over the ranges that range(n) is cut into, as many as `sums` has along its first axis: those of the ranges
+// [start, stop), each by `add(its sums, first, last)`.
+template <class Add> void by_part(const Array* sums, long n, long start, long stop, Add add) {
+    long parts = sums->shape[0], size = 1;
+    for (int axis = 1; axis < sums->ndim; axis++) size *= sums->shape[axis];
+    for (long part = start; part < stop; part++)
+        add(sums->floats() + part * size, n * part / parts, n * (part + 1) / parts);
+}
+
 constexpr long PLACES = 96;  // at a time, so that what they hold stays in the first-level cache
 
 // Sums over very many places, added up in three steps, so that rounding errors do not grow with their number: those of

@@ -105,9 +105,10 @@ KERNEL void depthwise_forward(const Array* x, const Array* weights, const Array*
         }
 }
 
-// Adds to sums (taps, C) the weights' gradient of the images [start, stop). gradient: (N, OH, OW, C).
-KERNEL void depthwise_weight_sums(const Array* x, const Array* gradient, const Array* sums, const Array* shape, long start, long stop) {
-    const Geometry& g = geometry_of(shape);
+namespace {
+
+// Adds to sums (taps, C) the weights' gradient of the images [start, stop).
+void add_weight_sums(const Array* x, const Array* gradient, float* sums, const Geometry& g, long start, long stop) {
     long channels = g.channels, apart = g.stride_width * channels;
     Axis rows = rows_of(g, false), columns = columns_of(g, false);
     for (long n = start; n < stop; n++)
@@ -121,7 +122,7 @@ KERNEL void depthwise_weight_sums(const Array* x, const Array* gradient, const A
                     if (first == last) continue;
                     const float* from = x->floats() + ((n * g.height + row) * g.width + columns.meets(first, kw)) * channels;
                     const float* by = gradient->floats() + ((n * g.out_height + h) * g.out_width + first) * channels;
-                    float* to = sums->floats() + (kh * g.kernel_width + kw) * channels;
+                    float* to = sums + (kh * g.kernel_width + kw) * channels;
                     long c = 0;
                     for (; c + 4 * WIDTH <= channels; c += 4 * WIDTH)
                         add_pixels<4>(from + c, apart, by + c, channels, last - first, to + c);
@@ -134,4 +135,14 @@ KERNEL void depthwise_weight_sums(const Array* x, const Array* gradient, const A
                     }
                 }
             }
+}
+
+}  // namespace
+
+// sums (parts, taps, C): the weights' gradients of the parts [start, stop) of the images; they start as zeros.
+// gradient: (N, OH, OW, C).
+KERNEL void depthwise_weight_sums(const Array* x, const Array* gradient, const Array* sums, const Array* shape, long start, long stop) {
+    by_part(sums, gradient->shape[0], start, stop, [&](float* own, long first, long last) {
+        add_weight_sums(x, gradient, own, geometry_of(shape), first, last);
+    });
 }

@@ -1,5 +1,59 @@
-// What is left to do of a linear map when BLAS has multiplied: the bias, and a ReLU if one follows.
+// Products of matrices, and what is left to do of a linear map when BLAS has multiplied: the bias, and a ReLU if one
+// follows.
 #include "flat.h"
+
+#include <algorithm>
+
+namespace {
+
+// BLAS's sgemm, in the library that NumPy brings, by its C interface. It has 64-bit integers or 32-bit ones.
+template <class Int>
+using Sgemm = void (*)(int order, int turn_a, int turn_b, Int m, Int n, Int k, float alpha, const float* a, Int a_row,
+                       const float* b, Int b_row, float beta, float* y, Int y_row);
+constexpr int ROW_MAJOR = 101, AS_IT_IS = 111, TURNED = 112;
+long sgemm;
+bool wide;
+
+struct Matrix {
+    const float* start;
+    long row, column;  // strides, in elements; one of them is 1
+
+    explicit Matrix(const Array* array)
+        : start(array->floats()), row(array->strides[0] / 4), column(array->strides[1] / 4) {}
+    int order() const { return column == 1 ? AS_IT_IS : TURNED; }
+    long stride() const { return column == 1 ? row : column; }
+};
+
+constexpr long BLOCK = 16;  // rows or columns that go to one thread together
+
+}  // namespace
+
+KERNEL void set_sgemm(long address, int has_wide_integers) {
+    sgemm = address;
+    wide = has_wide_integers;
+}
+
+// y = a b: the rows of y, or its columns, of the blocks [start, stop).
+KERNEL void product(const Array* a, const Array* b, const Array* y, int by_columns, long start, long stop) {
+    Matrix left(a), right(b), result(y);
+    long m = y->shape[0], n = y->shape[1], k = a->shape[1], first = start * BLOCK;
+    long count = std::min(stop * BLOCK, by_columns ? n : m) - first;
+    float* to = y->floats() + first * (by_columns ? 1 : result.row);
+    if (by_columns) {
+        right.start += first * right.column;
+        n = count;
+    } else {
+        left.start += first * left.row;
+        m = count;
+    }
+    auto call = [&](auto function, auto integer) {
+        using Int = decltype(integer);
+        function(ROW_MAJOR, left.order(), right.order(), Int(m), Int(n), Int(k), 1, left.start, Int(left.stride()),
+                 right.start, Int(right.stride()), 0, to, Int(result.row));
+    };
+    if (wide) call(reinterpret_cast<Sgemm<int64_t>>(sgemm), int64_t());
+    else call(reinterpret_cast<Sgemm<int32_t>>(sgemm), int32_t());
+}
 
 // y += bias in every row, through a ReLU if `relu`, for the rows from `start` to `stop`; bias may be None. 1 if it was
 // done, 0 if y is no matrix without gaps, or the bias does not fit it. The caller has checked that y is float32.

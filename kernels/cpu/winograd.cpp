@@ -191,10 +191,10 @@ KERNEL void winograd_forward(const Array* x, const Array* transformed, const Arr
     }
 }
 
-// Adds to sums (16, C, O) those of the tiles [start, stop): the products of transformed inputs and gradients.
-// gradient: dense, (N, OH, OW, O).
-KERNEL void winograd_weight_sums(const Array* x, const Array* gradient, const Array* sums, const Array* shape, long start, long stop) {
-    const Geometry& g = geometry_of(shape);
+namespace {
+
+// Adds to sums (16, C, O) those of the tiles [start, stop).
+void add_weight_sums(const Array* x, const Array* gradient, float* sums, const Geometry& g, long start, long stop) {
     Tiles tiles_of(g, false);
     long channels = g.channels, outs = g.outputs;
     int vectors = vectors_for(outs);
@@ -208,7 +208,7 @@ KERNEL void winograd_weight_sums(const Array* x, const Array* gradient, const Ar
         from[i] = i * channels;
         to[i] = i * outs;
     }
-    Sums all(sums->floats(), 16 * channels * outs, 6);
+    Sums all(sums, 16 * channels * outs, 6);
     for (long first = start; first < stop; first += most) {
         long count = std::min(most, stop - first);
         for (long i = 0; i < count; i++) {
@@ -233,6 +233,18 @@ KERNEL void winograd_weight_sums(const Array* x, const Array* gradient, const Ar
                          all.part + k * channels * outs, outs / (vectors * WIDTH), vectors);
         all.count(count);
     }
+}
+
+}  // namespace
+
+// sums (parts, 16, C, O): the products of transformed inputs and gradients, of the parts [start, stop) of all tiles; they
+// start as zeros. gradient: dense, (N, OH, OW, O).
+KERNEL void winograd_weight_sums(const Array* x, const Array* gradient, const Array* sums, const Array* shape, long start, long stop) {
+    const Geometry& g = geometry_of(shape);
+    long tiles = gradient->shape[0] * Tiles(g, false).each();
+    by_part(sums, tiles, start, stop, [&](float* own, long first, long last) {
+        add_weight_sums(x, gradient, own, g, first, last);
+    });
 }
 
 // grad (9, C, O): G' s G of sums (16, C, O).

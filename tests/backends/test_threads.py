@@ -13,6 +13,7 @@ import pytest
 
 import gpunet as gn
 from gpunet.backends import threads
+from gpunet.backends.native import library
 
 rng = np.random.default_rng(0)
 
@@ -154,6 +155,86 @@ def test_convolution_is_the_same_at_every_run_and_nearly_on_any_number_of_thread
         np.testing.assert_array_equal(two, again)
         np.testing.assert_allclose(two, one, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(three, one, rtol=1e-9, atol=1e-9)
+
+
+# --- the crew: threads without Python
+
+with_kernels = pytest.mark.skipif(not library("elementwise").usable(), reason="needs a C++ compiler")
+
+
+def negate_some(n: int, parts: int) -> np.ndarray:
+    """relu of n numbers, by so many parts."""
+    x = np.where(np.arange(n) % 2, -1.0, np.arange(n)).astype(np.float32)
+    y = np.full_like(x, np.nan)
+    library("elementwise").relu.divided(x, y, n, parts, True)
+    np.testing.assert_array_equal(y, np.maximum(x, 0))
+    return y
+
+
+@with_kernels
+@pytest.mark.parametrize("members", [0, 1, 3])
+def test_the_crew_does_every_part_once(members: int) -> None:
+    threads._enlist(members)
+    for n, parts in [(0, 1), (1, 1), (5, 3), (1000, 7), (100_000, 2), (100_000, 1000)] * 5:
+        negate_some(n, parts)
+
+
+@with_kernels
+def test_the_crew_changes_its_size_and_wakes_up() -> None:
+    for members in (2, 0, 4, 1, 3, 0, 1):
+        threads._enlist(members)
+        negate_some(200_000, 8)
+        time.sleep(0.002)  # they fall asleep
+        negate_some(200_000, 8)
+
+
+@with_kernels
+def test_many_callers_of_the_crew() -> None:
+    threads._enlist(2)
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            for _ in range(50):
+                negate_some(20_000, 4)
+        except BaseException as error:
+            errors.append(error)
+
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not errors
+
+
+@with_kernels
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_child_has_a_crew_of_its_own() -> None:
+    threads._enlist(1)
+    negate_some(200_000, 4)
+    child = os.fork()
+    if child == 0:
+        negate_some(200_000, 4)  # alone
+        threads._enlist(2)
+        negate_some(200_000, 8)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    negate_some(200_000, 4)
+
+
+@with_kernels
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_middle_products_are_divided_too(dtype: type) -> None:
+    for m, k, n in [(64, 784, 128), (784, 64, 130), (333, 129, 77)]:
+        a, b = rng.standard_normal((m, k)).astype(dtype), rng.standard_normal((k, n)).astype(dtype)
+        expected = a.astype(np.float64) @ b
+        for left in (a, np.asfortranarray(a), np.repeat(a, 2, axis=1)[:, ::2]):
+            for right in (b, np.asfortranarray(b)):
+                np.testing.assert_allclose(threads.matmul(left, right), expected, rtol=0, atol=2e-4)
+                out = np.empty((m, n), dtype)
+                assert threads.matmul(left, right, out=out) is out
+                np.testing.assert_allclose(out, expected, rtol=0, atol=2e-4)
 
 
 def test_idle_threads_hold_no_arrays() -> None:

@@ -1,4 +1,5 @@
-"""The tests of the CPU's kernels once more, with AddressSanitizer and UndefinedBehaviorSanitizer watching."""
+"""The tests of the CPU's kernels once more, with AddressSanitizer and UndefinedBehaviorSanitizer watching; and those of
+the threads that share their work, with ThreadSanitizer."""
 
 from __future__ import annotations
 
@@ -34,4 +35,11 @@ def test_they_are_watched(tmp_path: Path) -> None:
 
 def test_none_leaves_its_arrays() -> None:
     done = run_under("address", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/kernels/cpu", timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_the_crew_has_no_races(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUNET_CPU_SANITIZE", "thread")
+    chosen = "every_part or many_callers_of_the_crew or changes_its_size"
+    done = run_under("thread", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, "tests/backends/test_threads.py")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
