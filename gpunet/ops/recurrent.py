@@ -10,14 +10,18 @@ Tensors: it needs nothing but arguments and results of the op, all of which are 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import cache, partial
+from struct import Struct
 from typing import Any
 
 import numpy as np
 
 from gpunet.backends import threads
-from gpunet.dtypes import accumulation_dtype, float32
+from gpunet.backends.kernel import Launcher, Variant, register_variants
+from gpunet.dtypes import accumulation_dtype, float32, float64
 from gpunet.errors import ShapeError
+from gpunet.ops import gemm, launch
 from gpunet.ops.elementwise import relu, relu_grad, sigmoid, tanh, tanh_grad
 from gpunet.ops.matmul import matmul
 from gpunet.ops.op import Op, Traced, op
@@ -93,12 +97,13 @@ def _differentiate(gradient: Op, xp: Any, gs: tuple[Any, ...], *args: Any, **par
 
 
 def _weight_gradient(d: Any, h: Any, hs: Any, reverse: bool) -> Any:
-    """The gradient of the weight, given that of the products (T, B, n * H): the sum of dᵀ @ state over all steps."""
+    """The gradient of the weight, given that of the products (T, B, n * H): the sum of dᵀ @ state over all steps, in
+    the dtype of d."""
 
     def product(d: Any, state: Any) -> Any:
         return matmul(reshape(d, shape=(-1, d.shape[-1])).T, reshape(state, shape=(-1, state.shape[-1])))
 
-    hs, h = _wide(hs), _wide(h)
+    hs, h = _as(d.dtype, hs), None if h is None else _as(d.dtype, h)
     if len(d) == 1 and h is not None:
         return product(d, h)
     later = product(d[:-1], hs[1:]) if reverse else product(d[1:], hs[:-1])
@@ -343,7 +348,7 @@ def rnn_grad(xp, g, hs, h, weight, *, activation, reverse):
     return _in_order(ds), dh
 
 
-# --- kernels
+# --- kernels of the CPU
 
 
 def _are_float32(*arrays: Any) -> bool:
@@ -478,4 +483,228 @@ def _(native, g, hs, _h, weight, *, activation, reverse):
     d, dh = np.empty_like(hs), np.empty((batch, units), float32)
     work = partial(native.rnn_grad, g, hs, _packed(native, weight, 0), d, dh, activation == "relu", reverse)
     _split(work, batch, length, weight)
+    return d, dh
+
+
+# --- kernels of CUDA
+
+# For each kernel of kernels/recurrent.cu: how many arrays it takes, and whether an activation is to be chosen.
+_STEPS = {
+    "lstm": (6, False),
+    "lstm_grad": (10, False),
+    "gru": (7, False),
+    "gru_grad": (9, False),
+    "rnn": (3, True),
+    "rnn_grad": (4, True),
+}
+
+
+def _step_kernel(
+    launcher: Launcher, name: str, dtype: Any, batch: int, units: int, arrays: tuple[Any, ...], relu: bool = False
+) -> Callable[..., None]:
+    """What launches the kernel of that name for one step, on arrays (None for those that are not there) that are
+    contiguous.
+
+    Args:
+        arrays: those given to the op, or made for it, whose steps it will be called on.
+    """
+    pointer = launcher.pointer
+    vector = 2 if dtype == float64 else 4
+    if units % vector or any(a is not None and pointer(a) % 16 for a in arrays):
+        vector = 1
+    count, chooses = _STEPS[name]
+    variant = _variant(name, dtype.name, vector)
+    form, rest = Struct(f"{count}P2i{'i4x' if chooses else ''}"), (batch, units, *((relu,) if chooses else ()))
+    grid = launch.grid_of(launcher, batch * units // vector, 256)
+
+    def run(*step: Any) -> None:
+        launcher.launch(variant, grid, form.pack(*(0 if a is None else pointer(a) for a in step), *rest))
+
+    return run
+
+
+@cache
+def _variant(name: str, dtype: str, vector: int) -> Variant:
+    instructions = (r"LDG\S*128", r"STG\S*128") if vector > 1 and name != "rnn" and dtype[-2:] != "16" else ()
+    return Variant(
+        "recurrent", f"{name}_step<{launch.NUMBERS[dtype]}, {vector}>", 256, registers=128, instructions=instructions
+    )
+
+
+@register_variants
+def _variants() -> Iterable[Variant]:
+    for name in _STEPS:
+        for dtype in launch.FLOATING:
+            yield _variant(name, dtype, 2 if dtype == "float64" else 4)
+        yield _variant(name, "float32", 1)
+
+
+def _fit_kernels(batch: int, units: int, dtype: Any, same: tuple[Any, ...], wide: tuple[Any, ...]) -> bool:
+    """Whether kernels take arrays that are to be of a dtype, and others that are to be of the one it is computed in."""
+    computed = accumulation_dtype(dtype)
+    return (
+        dtype.name in launch.FLOATING
+        and all(a is None or a.dtype == dtype for a in same)
+        and all(a is None or a.dtype == computed for a in wide)
+        and 4 * batch * units < 2**31
+    )
+
+
+def _laid_out(launcher: Launcher, dtype: Any, *arrays: Any) -> tuple[Any, ...]:
+    """The arrays (or None) as contiguous ones of a dtype."""
+    return tuple(
+        a if a is None or (a.dtype == dtype and a.flags.c_contiguous) else launch.copy(launcher, a, dtype)
+        for a in arrays
+    )
+
+
+def _plain_product(launcher: Launcher, a: Any, b: Any, out: Any) -> Any:
+    """a @ b, in `out` or elsewhere."""
+    product = gemm.multiply(launcher, a, b, out=out)
+    return matmul(a, b) if product is NotImplemented else product
+
+
+@lstm.kernel("recurrent")
+def _(launcher, inputs, h, c, weight, bias, *, reverse):
+    _check("lstm", inputs, weight, 4, h=h, c=c, bias=bias)
+    (length, batch, _gates), units, dtype = inputs.shape, weight.shape[1], inputs.dtype
+    if not _fit_kernels(batch, units, dtype, (h, c, weight, bias), ()):
+        return NotImplemented
+    wide = accumulation_dtype(dtype)
+    inputs, h, bias = _laid_out(launcher, dtype, inputs, h, bias)
+    (c,) = _laid_out(launcher, wide, c)
+    hs, cs = launcher.empty((length, batch, units), dtype), launcher.empty((length, batch, units), wide)
+    gates = launcher.empty(inputs.shape, wide)
+    if not inputs.size:
+        return hs, cs, gates
+    step = _step_kernel(launcher, "lstm", dtype, batch, units, (inputs, bias, c))
+    sums = launcher.empty(inputs.shape[1:], dtype)
+    for t in _steps(length, reverse):
+        if h is None:
+            step(inputs[t], bias, c, hs[t], cs[t], gates[t])
+        else:
+            if gemm.multiply(launcher, h, weight.T, bias=bias, residual=inputs[t], out=sums) is NotImplemented:
+                return NotImplemented
+            step(sums, None, c, hs[t], cs[t], gates[t])
+        h, c = hs[t], cs[t]
+    return hs, cs, gates
+
+
+@lstm_grad.kernel("recurrent")
+def _(launcher, g_hs, g_cs, g_gates, cs, gates, c, weight, *, reverse):
+    (length, batch, units), dtype = cs.shape, weight.dtype
+    if not _fit_kernels(batch, units, dtype, (g_hs, c), (g_cs, g_gates, cs, gates)):
+        return NotImplemented
+    wide = accumulation_dtype(dtype)
+    (g_hs,) = _laid_out(launcher, dtype, g_hs)
+    g_cs, g_gates, cs, gates, c = _laid_out(launcher, wide, g_cs, g_gates, cs, gates, c)
+    d, dc = launcher.empty(gates.shape, dtype), launcher.empty((batch, units), wide)
+    product = launcher.empty((batch, units), dtype)
+    if not cs.size:
+        return d, product, dc
+    step = _step_kernel(launcher, "lstm_grad", dtype, batch, units, (g_hs, g_cs, g_gates, cs, gates, c))
+    order = _steps(length, reverse)
+    dh = later = None
+    for n in reversed(range(length)):
+        t = order[n]
+        before = cs[order[n - 1]] if n else c
+        from_outside = (None if g is None else g[t] for g in (g_hs, g_cs, g_gates))
+        step(gates[t], cs[t], before, dh, *from_outside, later, d[t], dc)
+        dh, later = _plain_product(launcher, d[t], weight, product), dc
+    return d, dh, dc
+
+
+@gru.kernel("recurrent")
+def _(launcher, inputs, h, weight, bias, *, reverse):
+    _check("gru", inputs, weight, 3, h=h, bias=bias)
+    (length, batch, _gates), units, dtype = inputs.shape, weight.shape[1], inputs.dtype
+    if not _fit_kernels(batch, units, dtype, (h, weight, bias), ()):
+        return NotImplemented
+    wide = accumulation_dtype(dtype)
+    inputs, h, bias = _laid_out(launcher, dtype, inputs, h, bias)
+    hs, gates = launcher.empty((length, batch, units), dtype), launcher.empty((length, batch, 4 * units), wide)
+    if not inputs.size:
+        return hs, gates
+    step = _step_kernel(launcher, "gru", dtype, batch, units, (inputs, bias, h))
+    products = launcher.empty(inputs.shape[1:], dtype)
+    # What goes from step to step is not rounded to half precision, or small changes would be lost.
+    carried = launcher.empty((batch, units), wide) if dtype != wide else None
+    (before,) = _laid_out(launcher, wide, h)
+    for t in _steps(length, reverse):
+        if h is None:
+            step(inputs[t], None, bias, None, hs[t], carried, gates[t])
+        else:
+            found, added = gemm.multiply(launcher, h, weight.T, bias=bias, out=products), None
+            if found is NotImplemented:
+                found, added = matmul(h, weight.T), bias
+            step(inputs[t], found, added, before, hs[t], carried, gates[t])
+        h = hs[t]
+        before = h if carried is None else carried
+    return hs, gates
+
+
+@gru_grad.kernel("recurrent")
+def _(launcher, g_hs, g_gates, hs, gates, h, weight, *, reverse):
+    (length, batch, units), dtype = hs.shape, weight.dtype
+    if not _fit_kernels(batch, units, dtype, (g_hs, hs, h), (g_gates, gates)):
+        return NotImplemented
+    wide = accumulation_dtype(dtype)
+    g_hs, hs, h = _laid_out(launcher, dtype, g_hs, hs, h)
+    g_gates, gates = _laid_out(launcher, wide, g_gates, gates)
+    to_inputs, to_products = (launcher.empty((length, batch, 3 * units), dtype) for _ in range(2))
+    carried, product = launcher.empty((batch, units), wide), launcher.empty((batch, units), dtype)
+    if not hs.size:
+        return to_inputs, to_products, product
+    step = _step_kernel(launcher, "gru_grad", dtype, batch, units, (g_hs, g_gates, hs, gates, h))
+    order = _steps(length, reverse)
+    found = later = None
+    for n in reversed(range(length)):
+        t = order[n]
+        before = hs[order[n - 1]] if n else h
+        from_outside = (None if g is None else g[t] for g in (g_hs, g_gates))
+        step(gates[t], before, found, later, *from_outside, to_inputs[t], to_products[t], carried)
+        later = carried
+        if n:
+            found = _plain_product(launcher, to_products[t], weight, product)
+    (dh,) = _laid_out(launcher, dtype, carried)
+    dh = gemm.multiply(launcher, to_products[order[0]], weight, beta=1.0, out=dh)
+    return dh if dh is NotImplemented else (to_inputs, to_products, dh)
+
+
+@rnn.kernel("recurrent")
+def _(launcher, inputs, h, weight, bias, *, activation, reverse):
+    _check("rnn", inputs, weight, 1, h=h, bias=bias)
+    (length, batch, _units), units, dtype = inputs.shape, weight.shape[1], inputs.dtype
+    if not _fit_kernels(batch, units, dtype, (h, weight, bias), ()):
+        return NotImplemented
+    inputs, h, bias = _laid_out(launcher, dtype, inputs, h, bias)
+    hs = launcher.empty(inputs.shape, dtype)
+    if not inputs.size:
+        return hs
+    step = _step_kernel(launcher, "rnn", dtype, batch, units, (inputs, bias), activation == "relu")
+    for t in _steps(length, reverse):
+        if h is None:
+            step(inputs[t], bias, hs[t])
+        else:
+            if gemm.multiply(launcher, h, weight.T, bias=bias, residual=inputs[t], out=hs[t]) is NotImplemented:
+                return NotImplemented
+            step(hs[t], None, hs[t])
+        h = hs[t]
+    return hs
+
+
+@rnn_grad.kernel("recurrent")
+def _(launcher, g, hs, h, weight, *, activation, reverse):
+    (length, batch, units), dtype = hs.shape, weight.dtype
+    if not _fit_kernels(batch, units, dtype, (g, hs, h), ()):
+        return NotImplemented
+    g, hs = _laid_out(launcher, dtype, g, hs)
+    d, product = launcher.empty(hs.shape, dtype), launcher.empty((batch, units), dtype)
+    if not hs.size:
+        return d, product
+    step = _step_kernel(launcher, "rnn_grad", dtype, batch, units, (g, hs), activation == "relu")
+    dh = None
+    for t in reversed(_steps(length, reverse)):
+        step(hs[t], dh, g[t], d[t])
+        dh = _plain_product(launcher, d[t], weight, product)
     return d, dh
