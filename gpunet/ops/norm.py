@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from gpunet.backends import threads
-from gpunet.dtypes import float32
+from gpunet.dtypes import float32, is_floating
 from gpunet.errors import DTypeError, ShapeError
-from gpunet.ops.elementwise import lying_as
+from gpunet.ops import launch
+from gpunet.ops import norm_kernels as cuda
+from gpunet.ops.elementwise import lying_as, relu
 from gpunet.ops.op import Traced, op
 from gpunet.ops.reduce import sum
 
@@ -24,8 +26,13 @@ def _moments(xp: Any, x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
 
 
 def _wide(xp: Any, x: Any) -> Any:
-    """float16 as float32, in which statistics of it are computed."""
-    return xp.astype(x, float32) if x.dtype == "float16" else x
+    """float16 and bfloat16 as float32, in which statistics of it are computed."""
+    return xp.astype(x, float32) if x.dtype.itemsize == 2 else x
+
+
+def _check_floating(name: str, x: Any) -> None:
+    if not is_floating(x.dtype):
+        raise DTypeError(f"{name}: expected a floating-point input, got {x.dtype}")
 
 
 def _is_of_channels(x: Any, axes: tuple[int, ...], *parameters: Any) -> bool:
@@ -62,7 +69,7 @@ def _in_blocks(native: Any, x: np.ndarray) -> tuple[np.ndarray, int]:
 def moments(xp, x, *, axes):
     """The mean and the biased variance of x over `axes`, which are kept with length one. Not differentiable.
 
-    Of float16 they are float32: squares overflow float16 from 256 on.
+    Of float16 and bfloat16 they are float32: squares overflow float16 from 256 on.
     """
     return _moments(xp, _wide(xp, x), axes)
 
@@ -123,8 +130,7 @@ def normalize(xp, x, weight=None, bias=None, *, axes, eps, statistics=None):
     Raises:
         DTypeError: x is not floating-point.
     """
-    if x.dtype.kind != "f":
-        raise DTypeError(f"normalize: expected a floating-point input, got {x.dtype}")
+    _check_floating("normalize", x)
     wide = _wide(xp, x)
     mean, variance = statistics or _moments(xp, wide, axes)
     y = wide - mean
@@ -267,6 +273,11 @@ def _(native, x, mean, variance, weight, bias, *, eps):
 
 @normalize_by.vjp
 def _(xp, g, _y, x, mean, variance, weight, _bias, *, eps):
+    return _gradients_by(xp, g, x, mean, variance, weight, eps)
+
+
+def _gradients_by(xp: Any, g: Any, x: Any, mean: Any, variance: Any, weight: Any, eps: float) -> Any:
+    """What finds the gradients of x, mean, variance, weight and bias."""
     g, x = _wide(xp, g), _wide(xp, x)
     axes = (0, *range(2, x.ndim))
 
@@ -287,10 +298,130 @@ def _(xp, g, _y, x, mean, variance, weight, _bias, *, eps):
     )
 
 
-def batch_norm(x: Any, weight: Any, bias: Any, *, eps: float, statistics: Any) -> Any:
-    """`normalize` of x (N, C, *) over all axes but the channels', with weight and bias (C,) or None."""
-    axes = (0, *range(2, x.ndim))
-    return normalize(x, _along_channels(weight, x), _along_channels(bias, x), axes=axes, eps=eps, statistics=statistics)
+@op
+def normalize_relu(xp, x, weight=None, bias=None, residual=None, *, axes, eps, statistics=None):
+    """ReLU of `normalize`, to which a residual of the shape of x is added first unless it is None."""
+    y = normalize(x, weight, bias, axes=axes, eps=eps, statistics=statistics)
+    return relu(y if residual is None else y + residual)
+
+
+@normalize_relu.vjp
+def _(xp, g, y, x, weight, bias, _residual, *, axes, eps, statistics):
+    if isinstance(g, Traced):
+        g = g * (y > 0)
+        return *_gradients(xp, g, x, weight, axes, eps, None), lambda: g
+    how = {"axes": axes, "eps": eps, "statistics": statistics, "added": _residual is not None}
+    found = cache(lambda: normalize_relu_grad(g, y, x, weight, bias, **how))
+    return (lambda: found()[0]), (lambda: found()[1]), (lambda: found()[2]), (lambda: found()[3])
+
+
+@op
+def normalize_relu_grad(xp, g, y, x, weight=None, bias=None, *, axes, eps, statistics, added):
+    """The gradients of `normalize_relu`, whose result was y, with respect to x, weight, bias and, if one was added, the
+    residual, which is None otherwise. Not differentiable."""
+    g = g * (y > 0)
+    return *normalize_grad(g, x, weight, axes=axes, eps=eps, statistics=statistics), g if added else None
+
+
+@op
+def normalize_by_relu(xp, x, mean, variance, weight=None, bias=None, residual=None, *, eps):
+    """ReLU of `normalize_by`, to which a residual of the shape of x is added first unless it is None."""
+    y = normalize_by(x, mean, variance, weight, bias, eps=eps)
+    return relu(y if residual is None else y + residual)
+
+
+@normalize_by_relu.vjp
+def _(xp, g, y, x, mean, variance, weight, _bias, _residual, *, eps):
+    g = g * (y > 0)
+    return *_gradients_by(xp, g, x, mean, variance, weight, eps), lambda: g
+
+
+@op
+def rms_normalize(xp, x, weight=None, *, axes, eps):
+    """x / sqrt(mean of its squares over `axes` + eps) * weight (Zhang and Sennrich, 2019).
+
+    Args:
+        x: floating-point, any shape.
+        weight: of a shape that broadcasts with x, or None for 1.
+
+    Raises:
+        DTypeError: x is not floating-point.
+    """
+    _check_floating("rms_normalize", x)
+    y = _wide(xp, x)
+    y = y * _rms_scale(xp, y, axes, eps)
+    if weight is not None:
+        y = y * weight
+    return y if y.dtype == x.dtype else xp.astype(y, x.dtype)
+
+
+def _rms_scale(xp: Any, x: Any, axes: tuple[int, ...], eps: float) -> Any:
+    return 1.0 / xp.sqrt(xp.mean(x * x, axis=axes, keepdims=True) + eps)
+
+
+@rms_normalize.vjp
+def _(xp, g, _y, x, weight, *, axes, eps):
+    if isinstance(g, Traced):
+        return _rms_gradients(xp, g, x, weight, axes, eps)
+    found = cache(lambda: rms_normalize_grad(g, x, weight, axes=axes, eps=eps))
+    return (lambda: found()[0]), (lambda: found()[1])
+
+
+@op
+def rms_normalize_grad(xp, g, x, weight=None, *, axes, eps):
+    """The gradients of `rms_normalize` with respect to x and weight. Not differentiable.
+
+    That of the weight may have the shape that it broadcasts to.
+    """
+    return tuple(find() for find in _rms_gradients(xp, g, x, weight, axes, eps))
+
+
+def _rms_gradients(xp: Any, g: Any, x: Any, weight: Any, axes: Any, eps: float) -> Any:
+    g, x = _wide(xp, g), _wide(xp, x)
+    scale = _rms_scale(xp, x, axes, eps)
+    hat = x * scale
+
+    def to_input() -> Any:
+        gw = g if weight is None else g * weight
+        return (gw - hat * xp.mean(gw * hat, axis=axes, keepdims=True)) * scale
+
+    return to_input, (lambda: g * hat)
+
+
+def batch_norm(
+    x: Any, weight: Any, bias: Any, *, eps: float, statistics: Any, relu: bool = False, residual: Any = None
+) -> Any:
+    """`normalize` of x (N, C, *) over all axes but the channels', with weight and bias (C,) or None.
+
+    relu: whether it is followed by ReLU, before which a residual is added unless that is None.
+    """
+    weight, bias = _along_channels(weight, x), _along_channels(bias, x)
+    how: dict[str, Any] = {"axes": (0, *range(2, x.ndim)), "eps": eps, "statistics": statistics}
+    return normalize_relu(x, weight, bias, residual, **how) if relu else normalize(x, weight, bias, **how)
+
+
+def group_norm(x: Any, groups: int, weight: Any, bias: Any, *, eps: float) -> Any:
+    """`normalize` of each of so many groups of channels of x (N, C, *), with weight and bias (C,) or None.
+
+    Raises:
+        ShapeError: the channels do not divide into the groups, or weight or bias are not of the channels.
+    """
+    n, c, *spatial = x.shape
+    if c % groups:
+        raise ShapeError(f"group_norm: {c} channels of an input of shape {x.shape} do not divide into {groups} groups")
+    for what, p in (("weight", weight), ("bias", bias)):
+        if p is not None and p.shape != (c,):
+            raise ShapeError(f"group_norm: {what} of shape {p.shape} does not fit an input of shape {x.shape}")
+    if groups == c and spatial:
+        split, axes = (n, c, *spatial), tuple(range(2, x.ndim))
+        parameters: tuple[int, ...] = (c, *(1,) * len(spatial))
+    else:
+        split, axes = (n, groups, c // groups, *spatial), tuple(range(2, x.ndim + 1))
+        parameters = (groups, c // groups, *(1,) * len(spatial))
+    weight, late = (None if p is None else p.reshape(parameters) for p in (weight, bias))
+    bias, late = (None, late) if weight is None else (late, None)  # a bias alone would not tell how x is divided
+    y = normalize(x.reshape(split), weight, bias, axes=axes, eps=eps)
+    return (y if late is None else y + late).reshape(x.shape)
 
 
 def _along_channels(p: Any, x: Any) -> Any:
@@ -309,3 +440,140 @@ def layer_norm(x: Any, normalized_shape: tuple[int, ...], weight: Any, bias: Any
             f"layer_norm: expected an input of shape (..., {', '.join(map(str, normalized_shape))}), got {x.shape}"
         )
     return normalize(x, weight, bias, axes=tuple(range(x.ndim - k, x.ndim)), eps=eps)
+
+
+def rms_norm(x: Any, normalized_shape: tuple[int, ...], weight: Any, *, eps: float) -> Any:
+    """`rms_normalize` of x (*, *normalized_shape) over its last axes, with a weight of that shape or None.
+
+    Raises:
+        ShapeError: x does not end in normalized_shape.
+    """
+    k = len(normalized_shape)
+    if tuple(x.shape[x.ndim - k :]) != tuple(normalized_shape):
+        raise ShapeError(
+            f"rms_norm: expected an input of shape (..., {', '.join(map(str, normalized_shape))}), got {x.shape}"
+        )
+    return rms_normalize(x, weight, axes=tuple(range(x.ndim - k, x.ndim)), eps=eps)
+
+
+# --- CUDA's kernels
+
+
+def _columns_of(x: Any, axes: tuple[int, ...], *parameters: Any) -> int:
+    """How many adjacent elements of x are normalized together, if x and its parameters lie so; else 0."""
+    first = x.ndim - len(axes)
+    if axes != tuple(range(first, x.ndim)) or not axes:
+        return 0
+    if any(p is not None and p.shape != x.shape[first:] for p in parameters):
+        return 0
+    return min(prod(x.shape[first:]), 2**31 - 1)
+
+
+@moments.kernel("norm", when=lambda x, *, axes: cuda.takes(x))
+def _(launcher, x, *, axes):
+    how = cuda.channels_of(x, axes)
+    return NotImplemented if how is None else cuda.moments(launcher, x, how)
+
+
+@update_running.kernel(
+    "norm",
+    when=lambda mean, variance, running_mean, running_var, **_: (
+        (running_mean is not None or running_var is not None)
+        and all(r is None or (cuda.takes(r) and r.flags.c_contiguous) for r in (running_mean, running_var))
+        and len({r.dtype for r in (running_mean, running_var) if r is not None}) == 1
+        and cuda.statistics_dtype(running_mean if running_mean is not None else running_var) == mean.dtype
+    ),
+)
+def _(launcher, mean, variance, running_mean, running_var, *, momentum, unbias):
+    cuda.update_running(launcher, mean, variance, running_mean, running_var, momentum, unbias)
+
+
+@normalize.kernel("norm", when=lambda x, weight, bias, **_: cuda.takes(x, weight, bias))
+def _(launcher, x, weight, bias, *, axes, eps, statistics):
+    columns = _columns_of(x, axes, weight, bias)
+    if columns and statistics is None and (x.flags.c_contiguous or weight is not None):
+        return cuda.rows(launcher, launch.contiguous(launcher, x), weight, bias, columns, eps, rms=False)
+    how = cuda.channels_of(x, axes, weight, bias)
+    if how is None:
+        return NotImplemented
+    return cuda.channels(launcher, x, weight, bias, how, eps, statistics)
+
+
+@normalize_grad.kernel("norm", when=lambda g, x, weight, **_: cuda.takes(x, weight) and g.dtype == x.dtype)
+def _(launcher, g, x, weight, *, axes, eps, statistics):
+    columns = _columns_of(x, axes, weight)
+    if columns and statistics is None and (x.flags.c_contiguous or weight is not None):
+        g, x = launch.contiguous(launcher, g), launch.contiguous(launcher, x)
+        dx, *others = cuda.rows_grad(launcher, g, x, weight, columns, eps, rms=False)
+        return dx, *(p.reshape(x.shape[x.ndim - len(axes) :]) for p in others)
+    how = cuda.channels_of(x, axes, weight)
+    if how is None:
+        return NotImplemented
+    return cuda.channels_grad(launcher, g, x, weight, how, eps, statistics)[:3]
+
+
+@normalize_relu.kernel(
+    "norm",
+    when=lambda x, weight, bias, residual, **_: (
+        cuda.takes(x, weight, bias) and (residual is None or (residual.dtype == x.dtype and residual.shape == x.shape))
+    ),
+)
+def _(launcher, x, weight, bias, residual, *, axes, eps, statistics):
+    how = cuda.channels_of(x, axes, weight, bias)
+    if how is None:
+        return NotImplemented
+    return cuda.channels(launcher, x, weight, bias, how, eps, statistics, residual, relu=True)
+
+
+@normalize_relu_grad.kernel(
+    "norm", when=lambda g, y, x, weight, bias, **_: cuda.takes(x, weight, bias) and g.dtype == x.dtype
+)
+def _(launcher, g, y, x, weight, bias, *, axes, eps, statistics, added):
+    how = cuda.channels_of(x, axes, weight, bias)
+    if how is None:
+        return NotImplemented
+    output = y if added else None
+    return cuda.channels_grad(launcher, g, x, weight, how, eps, statistics, bias=bias, relu=True, output=output)
+
+
+def _takes_given(x: Any, mean: Any, variance: Any, *parameters: Any) -> bool:
+    """Whether CUDA's kernels normalize x by a mean and a variance that are given."""
+    if x.ndim < 2 or not x.size or not cuda.takes(x, *parameters) or not cuda.takes(x, mean, variance):
+        return False
+    return all(p is None or p.shape == x.shape[1:2] for p in (mean, variance, *parameters))
+
+
+@normalize_by.kernel("norm", when=lambda x, *parameters, eps: _takes_given(x, *parameters))
+def _(launcher, x, mean, variance, weight, bias, *, eps):
+    how = cuda.by_channel(x)
+    return cuda.channels(launcher, x, weight, bias, how, eps, (mean, variance))
+
+
+@normalize_by_relu.kernel(
+    "norm",
+    when=lambda x, mean, variance, weight, bias, residual, *, eps: (
+        _takes_given(x, mean, variance, weight, bias)
+        and (residual is None or (residual.dtype == x.dtype and residual.shape == x.shape))
+    ),
+)
+def _(launcher, x, mean, variance, weight, bias, residual, *, eps):
+    how = cuda.by_channel(x)
+    return cuda.channels(launcher, x, weight, bias, how, eps, (mean, variance), residual, relu=True)
+
+
+@rms_normalize.kernel("norm", when=lambda x, weight, **_: cuda.takes(x, weight))
+def _(launcher, x, weight, *, axes, eps):
+    columns = _columns_of(x, axes, weight)
+    if not columns:
+        return NotImplemented
+    return cuda.rows(launcher, launch.contiguous(launcher, x), weight, None, columns, eps, rms=True)
+
+
+@rms_normalize_grad.kernel("norm", when=lambda g, x, weight, **_: cuda.takes(x, weight) and g.dtype == x.dtype)
+def _(launcher, g, x, weight, *, axes, eps):
+    columns = _columns_of(x, axes, weight)
+    if not columns:
+        return NotImplemented
+    g, x = launch.contiguous(launcher, g), launch.contiguous(launcher, x)
+    dx, to_weight, _to_bias = cuda.rows_grad(launcher, g, x, weight, columns, eps, rms=True)
+    return dx, to_weight.reshape(x.shape[x.ndim - len(axes) :])

@@ -140,7 +140,12 @@ case("getitem: integers", lambda x: x[np.array([0, 2, 0]), 1] ** 2, normal(3, 4)
 case("getitem: mask", lambda x: x[np.eye(3, dtype=bool)] ** 2, normal(3, 3))
 case("setitem", lambda x, v: index.setitem(x, v, key=(slice(None), 1)) ** 2, normal(3, 4), normal(3))
 case("take", lambda x: index.take(x, gn.asarray(np.array([[1, 0], [1, 1]])), axis=1) ** 2, normal(3, 2))
-case("take_along_axis", lambda x: index.take_along_axis(x, gn.asarray([[0, 0], [2, 1]]), axis=1) ** 2, normal(2, 3))
+case(
+    "take_along_axis",
+    lambda x: index.take_along_axis(x, gn.asarray([[0, 0], [2, 1]]), axis=1) ** 2,
+    normal(2, 3),
+    also=(index._scatter_along,),
+)
 case("take_along_axis: sort", lambda x: index.sort(x, axis=0, descending=True) ** 2, apart(4, 3))
 
 case("matmul", matmul.matmul, normal(3, 4), normal(4, 2))
@@ -278,6 +283,24 @@ case(
 )  # fmt: skip
 case("normalize_by: bare", lambda x, m, v: norm.normalize_by(x, m, v, eps=0.1), normal(4, 3), normal(3), positive(3))
 case("normalize: bare", lambda x: norm.normalize(x, axes=(1,), eps=1e-3), normal(3, 4))
+
+for _added in (False, True):
+    case(
+        f"normalize_relu: {_added}",
+        lambda x, w, b, *r: norm.normalize_relu(x, w, b, *(r or (None,)), axes=(0, 2), eps=1e-3),
+        normal(4, 3, 2), normal(3, 1), normal(3, 1), *([normal(4, 3, 2)] if _added else []),
+    )  # fmt: skip
+    case(
+        f"normalize_by_relu: {_added}",
+        lambda x, m, v, w, b, *r: norm.normalize_by_relu(x, m, v, w, b, *(r or (None,)), eps=0.1),
+        normal(2, 3, 2), normal(3), positive(3), normal(3), normal(3), *([normal(2, 3, 2)] if _added else []),
+    )  # fmt: skip
+case("normalize: groups", lambda x, w, b: norm.group_norm(x, 2, w, b, eps=1e-3), normal(2, 4, 3), normal(4), normal(4))
+case(
+    "normalize: instances", lambda x, w, b: norm.group_norm(x, 3, w, b, eps=1e-3), normal(2, 3, 4), normal(3), normal(3)
+)
+case("rms_normalize", lambda x, w: norm.rms_normalize(x, w, axes=(1, 2), eps=1e-3), normal(3, 4, 2), normal(4, 2))
+case("rms_normalize: bare", lambda x: norm.rms_normalize(x, axes=(-1,), eps=1e-3), normal(3, 4))
 
 TARGET = np.array([2, 0, -100, 1])
 WEIGHT = np.array([0.5, 2.0, 1.0])
