@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from gpunet.backends import threads
+from gpunet.backends.native import library
 from gpunet.dtypes import float32
 from gpunet.errors import ShapeError
 from gpunet.ops import gemm
@@ -116,7 +118,16 @@ def multiply_add(native: Any, x: Any, weight: Any, bias: Any, relu: bool) -> Any
         return NotImplemented
     if x.shape[1] != weight.shape[1]:
         return NotImplemented  # the reference says what is wrong
-    y = x.dot(weight.T) if x.size * len(weight) < threads.SMALL else threads.matmul(x, weight.T)
+    work = x.size * len(weight)
+    if work < threads.SMALL:
+        y = x.dot(weight.T)
+    elif _is_flat(x, weight, bias):
+        y = np.empty((len(x), len(weight)), float32)
+        product = partial(native.linear_block, x, weight.T, bias, y, relu)
+        threads.split(len(weight) // _columns(len(weight)), product, work // 40)
+        return y
+    else:
+        y = threads.matmul(x, weight.T)
     if bias is None and not relu:
         return y
     if y.size < _LITTLE:
@@ -124,6 +135,23 @@ def multiply_add(native: Any, x: Any, weight: Any, bias: Any, relu: bool) -> Any
     fits = []
     threads.split(len(y), lambda start, stop: fits.append(native.finish_rows(y, bias, relu, start, stop)), 2 * y.size)
     return y if all(fits) else NotImplemented
+
+
+def _is_flat(x: Any, weight: Any, bias: Any) -> bool:
+    """Whether kernels/cpu/matmul.cpp has a product for so few rows."""
+    rows, columns = len(x), len(weight)
+    return (
+        16 <= rows <= 96
+        and weight.flags.f_contiguous
+        and x.strides[1] == 4
+        and not columns % _columns(columns)
+        and (bias is None or (bias.shape == (columns,) and bias.dtype == float32 and bias.flags.c_contiguous))
+    )
+
+
+@cache
+def _columns(columns: int) -> int:
+    return library("matmul").linear_columns(columns)
 
 
 _LITTLE = 10_000  # elements that are certainly not worth dividing among threads

@@ -1,8 +1,7 @@
 // Products of matrices, and what is left to do of a linear map when BLAS has multiplied: the bias, and a ReLU if one
 // follows.
+#include "conv.h"
 #include "flat.h"
-
-#include <algorithm>
 
 namespace {
 
@@ -53,6 +52,31 @@ KERNEL void product(const Array* a, const Array* b, const Array* y, int by_colum
     };
     if (wide) call(reinterpret_cast<Sgemm<int64_t>>(sgemm), int64_t());
     else call(reinterpret_cast<Sgemm<int32_t>>(sgemm), int32_t());
+}
+
+// How many columns a block of `linear_block` has: as many as a tile is wide.
+KERNEL long linear_columns(long columns) { return vectors_for(columns) * WIDTH; }
+
+// y = x weight + bias (or None), through a ReLU if `relu`: the blocks [start, stop) of columns, as many as fill them.
+// Faster than BLAS where x has few rows, as it copies nothing. x (M, K) and y (M, N) are dense in their rows, weight
+// (K, N) as a whole.
+KERNEL void linear_block(const Array* x, const Array* weight, const Array* bias, const Array* y, int relu, long start, long stop) {
+    long rows = x->shape[0], depth = x->shape[1], columns = y->shape[1];
+    long lanes = linear_columns(columns), step = std::max(8L, (40 << 10) / (lanes * long(sizeof(float))));
+    long* from = scratch<long>(1, rows);
+    long* to = scratch<long>(2, rows);
+    for (long i = 0; i < rows; i++) {
+        from[i] = i * (x->strides[0] / 4);
+        to[i] = i * columns;
+    }
+    static const float zeros[4 * WIDTH] = {};
+    for (long block = start; block < stop; block++)
+        for (long k = 0; k < depth; k += step) {  // weights that stay in the first-level cache
+            Segment segment = {k, std::min(step, depth - k), weight->floats() + k * columns + block * lanes};
+            const float* first = bias == gn_none ? zeros : bias->floats() + block * lanes;
+            Target target = {k ? nullptr : first, relu && k + step >= depth, lanes, columns};
+            tiles(lanes / WIDTH, x->floats(), from, y->floats() + block * lanes, to, rows, &segment, 1, target);
+        }
 }
 
 // y += bias in every row, through a ReLU if `relu`, for the rows from `start` to `stop`; bias may be None. 1 if it was

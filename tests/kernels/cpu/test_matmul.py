@@ -11,7 +11,19 @@ from gpunet.errors import ShapeError
 from gpunet.ops.matmul import linear
 
 rng = np.random.default_rng(5)
-SHAPES = [(1, 1, 1), (1, 784, 128), (3, 5, 7), (8, 8, 8), (64, 128, 10), (33, 17, 65), (0, 4, 3), (700, 30, 200)]
+SHAPES = [
+    (1, 1, 1),
+    (1, 784, 128),
+    (3, 5, 7),
+    (8, 8, 8),
+    (64, 128, 10),
+    (33, 17, 65),
+    (0, 4, 3),
+    (700, 30, 200),
+    (17, 33, 64),
+    (64, 784, 128),
+    (95, 400, 48),
+]
 
 
 def inputs(rows: int, columns: int, outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
