@@ -40,7 +40,7 @@ def test_values(shape: tuple[int, int, int], biased: bool) -> None:
         with gn.kernels("force"):
             y = linear(x, w, bias if biased else None)
         assert y.dtype == np.float32
-        np.testing.assert_allclose(y, wanted, rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(y, wanted, rtol=2e-5, atol=4e-6 * max(5, shape[1] ** 0.5))
 
 
 def test_layouts_that_the_kernel_does_not_take() -> None:
