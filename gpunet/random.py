@@ -95,7 +95,7 @@ class Generator:
 
     def permutation(self, n: int, device: Any = None) -> Tensor:
         """The integers from 0 to n - 1 in random order, int64 of shape (n,)."""
-        return Tensor._wrap(draw.place(draw.host_permutation(self.key((n,)), n), dtypes.int64, get_device(device)))
+        return Tensor._wrap(draw.permutation(self.key((n,)), n, get_device(device)))
 
     def bernoulli(self, p: float, shape: Any = (), device: Any = None) -> Tensor:
         """Booleans that are true with probability p.

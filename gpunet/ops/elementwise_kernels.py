@@ -113,15 +113,15 @@ def apply(launcher: Launcher, functor: str, rule: Rule, inputs: Sequence[Any], o
     return out
 
 
-def where(launcher: Launcher, condition: Any, a: Any, b: Any) -> Any:
-    """a or b, as the boolean `condition` says."""
+def where(launcher: Launcher, condition: Any, a: Any, b: Any, out: Any = None) -> Any:
+    """a or b, as the boolean `condition` says; `out` as of `apply`."""
     if getattr(condition, "dtype", None) != "bool":
         return NotImplemented
     if any(type(v) is float for v in (a, b)):  # the other, of integers, becomes the default floating-point type
         floating = next((v.dtype for v in (a, b) if hasattr(v, "dtype") and v.dtype.kind != "b"), None)
         if floating is None or floating.kind in "iu":
-            return apply(launcher, "where", _CHOICE._replace(floating=True), (condition, a, b))
-    return apply(launcher, "where", _CHOICE, (condition, a, b))
+            return apply(launcher, "where", _CHOICE._replace(floating=True), (condition, a, b), out)
+    return apply(launcher, "where", _CHOICE, (condition, a, b), out)
 
 
 def clip(launcher: Launcher, x: Any, least: Any, most: Any) -> Any:

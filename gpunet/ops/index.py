@@ -8,8 +8,10 @@ import numpy as np
 
 from gpunet.backends import backend_of_type
 from gpunet.errors import DTypeError, ShapeError
-from gpunet.ops.op import Traced, op, raw
-from gpunet.ops.shape import expand_dims
+from gpunet.ops import index_kernels as cuda
+from gpunet.ops import launch, sort_kernels
+from gpunet.ops.op import Traced, kernel_launcher, op, raw
+from gpunet.ops.shape import axis_of, expand_dims
 
 
 def raw_key(x: Any, key: Any) -> Any:
@@ -72,7 +74,9 @@ def setitem(xp, x, value, *, key):
 
 
 def _write(xp: Any, target: Any, value: Any, params: dict[str, Any]) -> None:
-    target[params["key"]] = value
+    launcher = kernel_launcher(target)
+    if launcher is None or not cuda.assign(launcher, target, params["key"], value):
+        target[params["key"]] = value
 
 
 setitem.write = _write
@@ -135,7 +139,18 @@ def take_along_axis(xp, x, indices, *, axis=-1):
 
 @take_along_axis.vjp
 def _(xp, g, _y, _x, indices, *, axis):
-    return _scatter(g, key=_along(raw(indices), _x.shape, axis), shape=_x.shape), None
+    return _scatter_along(g, indices, axis=axis, shape=_x.shape), None
+
+
+@op
+def _scatter_along(xp, g, indices, *, axis, shape):
+    """Zeros of `shape`, with g added at `indices` along `axis`: what take_along_axis does to a gradient."""
+    return _scatter.reference(xp, g, key=_along(indices, shape, axis), shape=shape)
+
+
+@_scatter_along.vjp
+def _(xp, g, _y, _g, indices, *, axis, shape):
+    return take_along_axis(g, indices, axis=axis), None
 
 
 def _along(indices: Any, shape: tuple[int, ...], axis: int) -> tuple[Any, ...]:
@@ -211,3 +226,51 @@ def one_hot(xp, x, *, num_classes, dtype=None):
         dtype: of the result; default int64.
     """
     return (expand_dims(x, axis=-1) == xp.arange(num_classes, device=x.device)).astype(dtype or "int64")
+
+
+# --- on a GPU
+
+
+@getitem.kernel("index")
+def _(launcher, x, *, key):
+    return cuda.getitem(launcher, x, key)
+
+
+@_scatter.kernel("index")
+def _(launcher, g, *, key, shape):
+    return cuda.scatter(launcher, g, key, shape)
+
+
+@setitem.kernel("index")
+def _(launcher, x, value, *, key):
+    y = launch.copy(launcher, x)
+    return y if y is not NotImplemented and cuda.assign(launcher, y, key, value) else NotImplemented
+
+
+@take.kernel("index")
+def _(launcher, x, indices, *, axis):
+    if axis is None and x.ndim != 1:
+        return NotImplemented  # the reference says what is wrong
+    _check_integers("take", indices)
+    return cuda.gather(launcher, x, (slice(None),) * axis_of("take", axis or 0, x.ndim) + (indices,))
+
+
+@take_along_axis.kernel("index")
+def _(launcher, x, indices, *, axis):
+    _check_integers("take_along_axis", indices)
+    return cuda.along(launcher, x, indices, axis_of("take_along_axis", axis, x.ndim))
+
+
+@_scatter_along.kernel("index")
+def _(launcher, g, indices, *, axis, shape):
+    return cuda.scatter_along(launcher, g, indices, axis % len(shape), shape)
+
+
+@argsort.kernel("sort")
+def _(launcher, x, *, axis, descending, stable):
+    return sort_kernels.argsort(launcher, x, axis_of("argsort", axis, x.ndim), descending)
+
+
+@one_hot.kernel("index")
+def _(launcher, x, *, num_classes, dtype):
+    return cuda.one_hot(launcher, x, num_classes, np.dtype(dtype or np.int64))

@@ -337,6 +337,14 @@ def op(reference: Any = None, **flags: bool) -> Any:
     return Op(reference, **flags)
 
 
+def kernel_launcher(x: Any) -> Any:
+    """What launches CUDA kernels on the device of the raw array x; None where there is none, or they are off."""
+    if type(x) is np.ndarray or _mode.kernels == "off":
+        return None
+    backend = backend_of_type(type(x))
+    return backend.launcher("") if backend.launcher is not None and backend.platform == "cuda" else None
+
+
 def raw(x: Any) -> Any:
     """The raw array of a Tensor; anything else as it is."""
     return x.data if isinstance(x, Traced) else x

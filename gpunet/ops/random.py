@@ -18,8 +18,8 @@ import numpy as np
 
 from gpunet.backends import Device, backend_of_type, get_backend, threads
 from gpunet.dtypes import float32
+from gpunet.ops import launch, sort_kernels
 from gpunet.ops import random_kernels as cuda
-from gpunet.ops.launch import NUMBERS
 from gpunet.ops.op import op
 
 
@@ -97,10 +97,20 @@ def normal(key: Key, shape: tuple[int, ...], mean: float, std: float, dtype: np.
 def integers(key: Key, shape: tuple[int, ...], low: int, high: int, dtype: np.dtype, device: Device) -> Any:
     """Integers from `low` up to but not including `high`, a raw array on `device`."""
     launcher = cuda.launcher_of(device)
-    if launcher is not None and dtype.name in NUMBERS and -(2**63) <= low < 2**63:
+    if launcher is not None and dtype.name in launch.NUMBERS and -(2**63) <= low < 2**63:
         with get_backend(device).on(device):
             return cuda.integers(launcher, key, shape, low, high, dtype)
     return place(host_integers(key, shape, low, high), dtype, device)
+
+
+def permutation(key: Key, n: int, device: Device) -> Any:
+    """The numbers from 0 to n - 1 in random order, int64, a raw array on `device`."""
+    launcher = cuda.launcher_of(device)
+    if launcher is not None and 0 < n < 2**31:
+        with get_backend(device).on(device):
+            positions = sort_kernels.order_of(launcher, cuda.keys(launcher, key, n), 53)[1]
+            return launch.copy(launcher, positions, np.dtype(np.int64))
+    return place(host_permutation(key, n), np.dtype(np.int64), device)
 
 
 def bernoulli(key: Key, shape: tuple[int, ...], p: float, device: Device) -> Any:

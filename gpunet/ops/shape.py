@@ -9,6 +9,8 @@ import numpy as np
 
 from gpunet.backends import Device, backend_of_type, get_backend
 from gpunet.errors import DTypeError, ShapeError
+from gpunet.ops import index_kernels, launch
+from gpunet.ops import shape_kernels as cuda
 from gpunet.ops.op import op
 
 
@@ -416,3 +418,56 @@ def to_device(xp, x, *, device, source=None):
 @to_device.vjp
 def _(xp, g, _y, _x, *, device, source):
     return to_device(g, device=source, source=device)
+
+
+# --- on a GPU: what needs no other place in memory is a view there too
+
+
+@reshape.kernel("copy")
+def _(launcher, x, *, shape, copy):
+    return cuda.reshape(launcher, x, shape, copy)
+
+
+@_concat.kernel("copy")
+def _(launcher, *arrays, axis):
+    return cuda.concat(launcher, arrays, axis)
+
+
+@roll.kernel("copy")
+def _(launcher, x, *, shift, axis):
+    return cuda.roll(launcher, x, shift, axis)
+
+
+@repeat.kernel("copy")
+def _(launcher, x, *, repeats, axis):
+    return cuda.repeat(launcher, x, repeats, axis)
+
+
+@tile.kernel("copy")
+def _(launcher, x, *, repetitions):
+    return cuda.tile(launcher, x, repetitions)
+
+
+@pad.kernel("index")
+def _(launcher, x, *, pad_width, mode, constant_values):
+    return index_kernels.padded(launcher, x, _pairs(pad_width, x.ndim), mode, constant_values)
+
+
+@tril.kernel("index")
+def _(launcher, x, *, k):
+    return index_kernels.triangle(launcher, x, k, upper=False)
+
+
+@triu.kernel("index")
+def _(launcher, x, *, k):
+    return index_kernels.triangle(launcher, x, k, upper=True)
+
+
+@astype.kernel("copy")
+def _(launcher, x, *, dtype):
+    return cuda.astype(launcher, x, dtype)
+
+
+@copy.kernel("copy")
+def _(launcher, x):
+    return launch.copy(launcher, x)

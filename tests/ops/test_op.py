@@ -25,7 +25,7 @@ class LaunchingBackend(NumpyBackend):
 
     name = "launching"
     array_type = LaunchedArray
-    platform = "cuda"
+    platform = "launching"
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -70,12 +70,12 @@ def double() -> Op:
     def _(xp, g, _y, _x, *, times):
         return double(g, times=times)
 
-    @double.kernel("double_rows", when=lambda x, *, times: x.ndim == 2)
+    @double.kernel("double_rows", platform="launching", when=lambda x, *, times: x.ndim == 2)
     def _(launch, x, *, times):
         launch(x)
         return x * times
 
-    @double.kernel("double_any", when=lambda x, *, times: x.ndim != 3)
+    @double.kernel("double_any", platform="launching", when=lambda x, *, times: x.ndim != 3)
     def _(launch, x, *, times):
         launch(x)
         return x * times
