@@ -33,7 +33,7 @@ from gpunet.nn.arguments import (
 from gpunet.ops import attention as attention_ops
 from gpunet.ops import conv as conv_ops
 from gpunet.ops import elementwise as ew
-from gpunet.ops import index, linalg, norm, pool
+from gpunet.ops import index, linalg, norm, pool, reduce
 from gpunet.ops import loss as loss_ops
 from gpunet.ops import random as random_ops
 from gpunet.ops.elementwise import elu, leaky_relu, relu, sigmoid, silu, tanh
@@ -46,11 +46,11 @@ __all__ = [
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
     "adaptive_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "batch_norm", "binary_cross_entropy",
     "binary_cross_entropy_with_logits", "conv1d", "conv2d", "conv3d", "cosine_similarity", "cross_entropy", "dropout",
-    "elu", "embedding", "gelu", "hardsigmoid", "hardswish", "hardtanh", "huber_loss", "kl_div", "l1_loss", "layer_norm",
-    "leaky_relu", "linear", "log_softmax", "logsigmoid", "lp_pool1d", "lp_pool2d", "lp_pool3d", "max_pool1d",
-    "max_pool2d", "max_pool3d", "max_unpool1d", "max_unpool2d", "max_unpool3d", "mish", "mse_loss", "nll_loss",
-    "normalize", "one_hot", "prelu", "relu", "relu6", "scaled_dot_product_attention", "selu", "sigmoid", "silu",
-    "smooth_l1_loss", "softmax", "softplus", "tanh",
+    "elu", "embedding", "gelu", "group_norm", "hardsigmoid", "hardswish", "hardtanh", "huber_loss", "instance_norm",
+    "kl_div", "l1_loss", "layer_norm", "leaky_relu", "linear", "log_softmax", "logsigmoid", "lp_pool1d", "lp_pool2d",
+    "lp_pool3d", "max_pool1d", "max_pool2d", "max_pool3d", "max_unpool1d", "max_unpool2d", "max_unpool3d", "mish",
+    "mse_loss", "nll_loss", "normalize", "one_hot", "prelu", "relu", "relu6", "rms_norm",
+    "scaled_dot_product_attention", "selu", "sigmoid", "silu", "smooth_l1_loss", "softmax", "softplus", "tanh",
 ]  # fmt: skip
 
 IntOrTuple = int | tuple[int, ...]
@@ -520,6 +520,9 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
+    relu: bool = False,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Each channel shifted to mean 0 and scaled to variance 1, then by weight and bias (Ioffe and Szegedy, 2015).
 
@@ -532,10 +535,13 @@ def batch_norm(
         training: whether to normalize with the batch's own mean and (biased) variance.
         momentum: see running_mean.
         eps: added to the variance.
+        relu: whether ReLU follows, in the same pass over memory.
+        residual: of the shape of x, added before ReLU, or None. Only together with `relu`.
 
     Raises:
-        ShapeError: x does not have C channels, or, in training, only one value in each, which would become 0.
-        ValueError: neither training nor running statistics.
+        ShapeError: x does not have C channels, or, in training, only one value in each, which would become 0; or the
+            residual does not have its shape.
+        ValueError: neither training nor running statistics; a residual without ReLU.
     """
     if x.ndim < 2:
         raise ShapeError(f"batch_norm: expected an input of shape (N, C) or (N, C, *spatial), got {x.shape}")
@@ -550,6 +556,13 @@ def batch_norm(
                 f"batch_norm: {what} of shape {p.shape} is for {p.size} channels, got an input of shape {x.shape}, "
                 f"which has {x.shape[1]}"
             )
+    if residual is not None:
+        if not relu:
+            raise ValueError("batch_norm: a residual is added only where relu=True")
+        if residual.shape != x.shape:
+            raise ShapeError(
+                f"batch_norm: the residual must have the shape of the input, {x.shape}, got {residual.shape}"
+            )
     if training:
         values = x.size // x.shape[1] if x.shape[1] else 0
         if values < 2:
@@ -558,14 +571,82 @@ def batch_norm(
                 "use a larger batch (DataLoader(drop_last=True) leaves out a last one of one sample), or model.eval()"
             )
         statistics = norm.moments(x.data, axes=(0, *range(2, x.ndim)))
-        y = norm.batch_norm(x, weight, bias, eps=eps, statistics=statistics)
+        y = norm.batch_norm(x, weight, bias, eps=eps, statistics=statistics, relu=relu, residual=residual)
         unbias = values / (values - 1)
         norm.update_running(*statistics, raw(running_mean), raw(running_var), momentum=momentum, unbias=unbias)
         mark_written(p for p in (running_mean, running_var) if p is not None)
         return y
     if running_mean is None or running_var is None:
         raise ValueError("batch_norm: without training, it needs running_mean and running_var")
+    if relu:
+        return norm.normalize_by_relu(x, running_mean, running_var, weight, bias, residual, eps=eps)
     return norm.normalize_by(x, running_mean, running_var, weight, bias, eps=eps)
+
+
+def instance_norm(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Each channel of each sample shifted to mean 0 and scaled to variance 1, then by weight and bias (Ulyanov, Vedaldi
+    and Lempitsky, 2016).
+
+    Args:
+        x: (N, C, *spatial).
+        running_mean, running_var: (C,), or None. With `use_input_stats` they move in place towards the averages of the
+            samples' means and unbiased variances. Otherwise, they are what x is normalized with.
+        weight, bias: (C,), or None for 1 and 0.
+        use_input_stats: whether to normalize with each sample's own mean and (biased) variance.
+        momentum, eps: as of `batch_norm`.
+
+    Raises:
+        ShapeError: x does not have C channels, or only one value in each.
+        ValueError: neither use_input_stats nor running statistics.
+    """
+    if x.ndim < 3:
+        raise ShapeError(f"instance_norm: expected an input of shape (N, C, *spatial), got {x.shape}")
+    if not use_input_stats:
+        if running_mean is None or running_var is None:
+            raise ValueError("instance_norm: without use_input_stats, it needs running_mean and running_var")
+        return batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+    values = int(np.prod(x.shape[2:]))
+    if values < 2:
+        raise ShapeError(f"instance_norm: a channel needs more than one value, got an input of shape {x.shape}")
+    y = norm.group_norm(x, x.shape[1], weight, bias, eps=eps)
+    if x.size and (running_mean is not None or running_var is not None):
+        found = norm.moments(x.data, axes=tuple(range(2, x.ndim)))
+        means, variances = (reduce.mean(s, axis=0, keepdims=True) for s in found)
+        unbias = values / (values - 1)
+        norm.update_running(means, variances, raw(running_mean), raw(running_var), momentum=momentum, unbias=unbias)
+        mark_written(p for p in (running_mean, running_var) if p is not None)
+    return y
+
+
+def group_norm(
+    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Groups of channels of each sample shifted to mean 0 and scaled to variance 1, then each channel by weight and
+    bias (Wu and He, 2018).
+
+    Args:
+        x: (N, C, *spatial).
+        num_groups: into how many groups of neighbours the channels fall.
+        weight, bias: (C,), or None for 1 and 0.
+        eps: added to the variance.
+
+    Raises:
+        ShapeError: the channels do not divide into the groups, or weight or bias are not (C,).
+    """
+    if x.ndim < 2:
+        raise ShapeError(f"group_norm: expected an input of shape (N, C, *spatial), got {x.shape}")
+    if num_groups < 1:
+        raise ValueError(f"group_norm: num_groups must be at least 1, got {num_groups}")
+    return norm.group_norm(x, num_groups, weight, bias, eps=eps)
 
 
 def layer_norm(
@@ -591,6 +672,24 @@ def layer_norm(
         if p is not None and p.shape != shape:
             raise ShapeError(f"layer_norm: expected a {what} of the normalized shape {shape}, got {p.shape}")
     return norm.layer_norm(x, shape, weight, bias, eps=eps)
+
+
+def rms_norm(x: Tensor, normalized_shape: IntOrTuple, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """The last axes divided by the root of the mean of their squares, then scaled by weight (Zhang and Sennrich, 2019).
+
+    Args:
+        x: (*, *normalized_shape).
+        normalized_shape: lengths of the axes over which the mean is taken.
+        weight: of shape normalized_shape, or None for 1.
+        eps: added to the mean of the squares; None: the distance from 1 to the next number of the dtype of x.
+
+    Raises:
+        ShapeError: x does not end in normalized_shape, or the weight is not of that shape.
+    """
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if weight is not None and weight.shape != shape:
+        raise ShapeError(f"rms_norm: expected a weight of the normalized shape {shape}, got {weight.shape}")
+    return norm.rms_norm(x, shape, weight, eps=float(gn.finfo(x.dtype).eps) if eps is None else eps)
 
 
 def normalize(x: Tensor, p: float = 2.0, axis: int = 1, eps: float = 1e-12) -> Tensor:

@@ -17,6 +17,7 @@ from gpunet.nn.dropout import Dropout
 from gpunet.nn.flatten import Flatten
 from gpunet.nn.linear import Linear
 from gpunet.nn.module import Module
+from gpunet.nn.norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from gpunet.nn.pool import MaxPool2d
 from gpunet.ops import elementwise
 from gpunet.ops.conv import conv_relu, conv_relu_pool
@@ -157,6 +158,16 @@ def _call_convolution(modules: Sequence[Module], start: int, x: Tensor, platform
     return conv_relu(x, *parameters, padding=layer.pairs, **how), start + 2
 
 
+def _call_batch_norm(modules: Sequence[Module], start: int, x: Tensor, platform: str) -> tuple[Tensor, int] | None:
+    """BatchNorm, ReLU."""
+    layer = modules[start]
+    if platform == "cpu" or start + 1 == len(modules) or type(modules[start + 1]) is not ReLU:
+        return None
+    if not _is_plain(layer) or not _is_plain(modules[start + 1]):
+        return None
+    return layer(x, relu=True), start + 2
+
+
 def _is_by_two(module: Module) -> bool:
     """Whether it is pooling by 2 x 2 that do not overlap, where what is left over at the end is left out."""
     return (
@@ -176,6 +187,9 @@ _FIRST: dict[type, Callable[[Sequence[Module], int, Tensor, str], tuple[Tensor, 
     Flatten: lambda modules, start, x, platform: None,  # together with others only where nothing is recorded
     Linear: _call_feed_forward,
     Conv2d: _call_convolution,
+    BatchNorm1d: _call_batch_norm,
+    BatchNorm2d: _call_batch_norm,
+    BatchNorm3d: _call_batch_norm,
 }
 
 

@@ -17,6 +17,7 @@ BATCH: list[tuple[str, tuple[int, ...]]] = [
     ("BatchNorm1d", (6, 3)),
     ("BatchNorm1d", (4, 3, 5)),
     ("BatchNorm2d", (3, 3, 4, 2)),
+    ("BatchNorm3d", (2, 3, 3, 2, 2)),
 ]
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -123,6 +124,65 @@ def test_layer_norm_against_torch(shape: Any, options: Any) -> None:
     check_against_torch("LayerNorm", rng.standard_normal((3, 4, 5)).astype("float32"), shape, **options)
 
 
+OTHERS: list[tuple[str, tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = [
+    ("GroupNorm", (2, 6, 4, 3), (3, 6), {}),
+    ("GroupNorm", (2, 6, 4), (1, 6), {"eps": 1e-2}),
+    ("GroupNorm", (3, 6), (2, 6), {}),
+    ("GroupNorm", (2, 4, 2, 3, 2), (4, 4), {"affine": False}),
+    ("GroupNorm", (2, 4, 5), (2, 4), {"bias": False}),
+    ("InstanceNorm1d", (2, 3, 5), (3,), {}),
+    ("InstanceNorm2d", (2, 3, 4, 3), (3,), {"affine": True}),
+    ("InstanceNorm2d", (2, 3, 4, 3), (3,), {"track_running_stats": True, "momentum": 0.3}),
+    ("InstanceNorm3d", (2, 3, 2, 3, 2), (3,), {"affine": True, "bias": False}),
+    ("RMSNorm", (3, 4, 5), (5,), {}),
+    ("RMSNorm", (3, 4, 5), ((4, 5),), {"eps": 1e-2}),
+    ("RMSNorm", (3, 5), (5,), {"elementwise_affine": False}),
+]
+
+
+@pytest.mark.parametrize(("make", "shape", "args", "options"), OTHERS)
+def test_others_gradients(make: str, shape: Any, args: Any, options: Any, device: str) -> None:
+    check_layer(getattr(nn, make)(*args, **options), rng.standard_normal(shape) * 2 + 1, device=device)
+
+
+@pytest.mark.parametrize(("make", "shape", "args", "options"), OTHERS)
+@pytest.mark.parametrize("training", [True, False])
+def test_others_against_torch(make: str, shape: Any, args: Any, options: Any, training: bool) -> None:
+    x = (rng.standard_normal(shape) * 2 + 1).astype("float32")
+    check_against_torch(make, x, *args, training=training, **options)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("added", [True, False])
+def test_batch_norm_with_relu(training: bool, added: bool, device: str) -> None:
+    """The same as one after the other: values, gradients and running statistics."""
+    a, r = spread((3, 3, 4, 2)), rng.standard_normal((3, 3, 4, 2))
+    results = []
+    for fused in (True, False):
+        layer = nn.BatchNorm2d(3, dtype="float64", device=device).train(training)
+        x = gn.tensor(a, device=device, requires_grad=True)
+        residual = gn.tensor(r, device=device, requires_grad=True) if added else None
+        if fused:
+            y = layer(x, relu=True, residual=residual)
+        else:
+            y = layer(x)
+            y = nn.functional.relu(y if residual is None else y + residual)
+        (y * y).sum().backward()
+        wanted = [x, residual, layer.weight, layer.bias] if added else [x, layer.weight, layer.bias]
+        found = [y.detach(), layer.running_mean, layer.running_var, *(t.grad for t in wanted)]
+        results.append([t.cpu().numpy() for t in found])
+    for ours, theirs in zip(*results):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_bad_residuals() -> None:
+    layer, x = nn.BatchNorm1d(3), gn.zeros((4, 3))
+    with pytest.raises(ValueError, match="a residual is added only where relu=True"):
+        layer(x, residual=x)
+    with pytest.raises(gn.errors.ShapeError, match=r"the residual must have the shape of the input, \(4, 3\), got"):
+        layer(x, relu=True, residual=gn.zeros((4, 1)))
+
+
 def test_repr() -> None:
     assert repr(nn.BatchNorm1d(4, momentum=None, bias=False)) == (
         "BatchNorm1d(4, eps=1e-05, momentum=None, affine=True, bias=False, track_running_stats=True)"
@@ -150,6 +210,10 @@ def test_one_value_per_channel_in_training() -> None:
         (nn.BatchNorm2d(3), (2, 3), r"expected an input of shape \(N, C, H, W\), got \(2, 3\)"),
         (nn.BatchNorm2d(3), (2, 4, 5, 5), r"expected 3 channels, got 4 in an input of shape \(2, 4, 5, 5\)"),
         (nn.LayerNorm((4, 5)), (2, 5, 4), r"expected an input of shape \(..., 4, 5\), got \(2, 5, 4\)"),
+        (nn.GroupNorm(2, 4), (2, 6, 3), r"expected 4 channels, got 6 in an input of shape \(2, 6, 3\)"),
+        (nn.InstanceNorm2d(3), (2, 3, 4), r"expected an input of shape \(N, C, H, W\), got \(2, 3, 4\)"),
+        (nn.InstanceNorm1d(3), (2, 3, 1), r"a channel needs more than one value, got an input of shape \(2, 3, 1\)"),
+        (nn.RMSNorm(4), (2, 3), r"rms_norm: expected an input of shape \(..., 4\), got \(2, 3\)"),
         (nn.LayerNorm(5), (), r"expected an input of shape \(..., 5\), got \(\)"),
     ],
 )
@@ -161,6 +225,8 @@ def test_bad_shapes(layer: nn.Module, shape: tuple[int, ...], text: str) -> None
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="BatchNorm2d: num_features must be at least 1, got -2"):
         nn.BatchNorm2d(-2)
+    with pytest.raises(ValueError, match="GroupNorm: num_channels=6 does not divide into num_groups=4"):
+        nn.GroupNorm(4, 6)
     with pytest.raises(ValueError, match="LayerNorm: normalized_shape must be at least 1, got 0"):
         nn.LayerNorm((3, 0))
     for layer in (nn.BatchNorm1d(3), nn.LayerNorm(3)):
