@@ -379,9 +379,14 @@ def _are_rows(arrays: Iterable[Any], dtype: Any) -> bool:
     return all(a.ndim == 1 and a.dtype == dtype and a.flags.c_contiguous for a in arrays)
 
 
-def _are_numbers(dtypes: tuple[str, ...], *numbers: Any) -> bool:
-    """Whether what is in the device's memory is what kernels read there."""
-    return all(not hasattr(n, "dtype") or (n.size == 1 and n.dtype.name in dtypes) for n in numbers if n is not None)
+def _is_cell(kind: type, number: Any, *dtypes: str) -> bool:
+    """Whether a number is in the device's memory, an array of class `kind`, in one of these dtypes."""
+    return isinstance(number, kind) and number.size == 1 and number.dtype.name in dtypes  # type: ignore[attr-defined]
+
+
+def _is_readable(kind: type, number: Any, *dtypes: str) -> bool:
+    """Whether kernels can read a number there, or it is none of the device's arrays and can be handed over."""
+    return not isinstance(number, kind) or _is_cell(kind, number, *dtypes)
 
 
 @cache
@@ -403,7 +408,7 @@ def _update(
     states: Iterable[Any],
     *,
     lr: Any,
-    step: Any = None,
+    step: Any = 0,
     skip: Any,
     numbers: Callable[[float, float], tuple[float, float, float]],
     device_numbers: tuple[str, tuple[float, ...]],
@@ -419,7 +424,7 @@ def _update(
         numbers: makes rate, eps and shrinking of learning rate and step.
         device_numbers: the kernel that does so on the device, and its constants.
     """
-    dtype, size = params[0].dtype, sum(p.size for p in params)
+    dtype, kind, size = params[0].dtype, type(params[0]), sum(p.size for p in params)
     states = [s for s in states if s is not None]
     fit = (
         dtype.name in launch.FLOATING
@@ -429,9 +434,9 @@ def _update(
         and all(p.size == g.size for p, g in zip(params, grads))
         and _are_rows(states, accumulation_dtype(dtype))
         and all(s.size == size for s in states)
-        and _are_numbers(("float32", "float64"), lr)
-        and _are_numbers(("int64",), step)
-        and _are_numbers(("int32",), skip)
+        and _is_readable(kind, lr, "float32", "float64")
+        and _is_readable(kind, step, "int64")
+        and _is_readable(kind, skip, "int32")
         and -(-size // _THREADS) < 2**31
     )
     if not fit:
@@ -439,15 +444,19 @@ def _update(
     if not size:
         return None
     pointer, made = launcher.pointer, None
-    if hasattr(lr, "dtype") or hasattr(step, "dtype"):
+    if skip is not None and not isinstance(skip, kind):
+        if skip:
+            return None
+        skip = None
+    if isinstance(lr, kind) or isinstance(step, kind):
         made = launcher.empty((3,), float64)
         kernel, others = device_numbers
         args = _NUMBERS.pack(
             pointer(made),
-            *(pointer(n) if hasattr(n, "dtype") else 0 for n in (lr, step)),
-            *(0.0 if hasattr(n, "dtype") or n is None else n for n in (lr, step)),
+            *(pointer(n) if isinstance(n, kind) else 0 for n in (lr, step)),
+            *(0.0 if isinstance(n, kind) else n for n in (lr, step)),
             *others, *(0.0,) * (5 - len(others)),
-            hasattr(lr, "dtype") and lr.dtype == float64,
+            lr.dtype == float64 if isinstance(lr, kind) else False,
         )  # fmt: skip
         launcher.launch(Variant("optimizer", kernel, 32), (1, 1, 1), args)
     args = _UPDATE.pack(
@@ -562,7 +571,8 @@ def _(launcher, params, grads, sum, *, step, lr, lr_decay, eps, weight_decay, ma
 
 @count_step.kernel("optimizer")
 def _(launcher, step, *, skip):
-    if not _are_numbers(("int64",), step) or not _are_numbers(("int32",), skip):
+    kind = type(step)
+    if not _is_cell(kind, step, "int64") or not (skip is None or _is_cell(kind, skip, "int32")):
         return NotImplemented
     args = _PAIR.pack(launcher.pointer(step), 0 if skip is None else launcher.pointer(skip))
     launcher.launch(Variant("optimizer", "count_step<long long>", 32), (1, 1, 1), args)
@@ -624,7 +634,7 @@ def _change(launcher: Launcher, change: str, grads: Sequence[Any], number: Any, 
 
 @clip_by_norm.kernel("optimizer")
 def _(launcher, grads, norm, *, max_norm):
-    if not hasattr(norm, "dtype") or norm.size != 1 or norm.dtype != accumulation_dtype(grads[0].dtype):
+    if not _is_cell(type(grads[0]), norm, accumulation_dtype(grads[0].dtype).name):
         return NotImplemented
     return _change(launcher, "CLIP_NORM", grads, norm, None, max_norm)
 
@@ -636,9 +646,10 @@ def _(launcher, grads, *, limit):
 
 @unscale_and_check.kernel("optimizer")
 def _(launcher, grads, found, *, scale):
-    if not _are_numbers(("int32",), found) or not _are_numbers(("float32",), scale):
+    kind = type(grads[0])
+    if not _is_cell(kind, found, "int32") or not _is_readable(kind, scale, "float32"):
         return NotImplemented
-    on_device = hasattr(scale, "dtype")
+    on_device = isinstance(scale, kind)
     return _change(launcher, "UNSCALE", grads, scale if on_device else None, found, 1.0 if on_device else scale)
 
 

@@ -12,3 +12,10 @@ def test_matrix_products(sanitizer: str) -> None:
     done = run_under(sanitizer, "tests.kernels.sanitized", timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "kernels ran" in done.stdout
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_optimizers_and_recurrent_networks(sanitizer: str) -> None:
+    done = run_under(sanitizer, "tests.kernels.sanitized_training", timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "kernels ran" in done.stdout
