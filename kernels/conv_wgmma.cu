@@ -103,3 +103,95 @@ __global__ void __launch_bounds__(128 + 2 * BM, BM == 64 ? 2 : 1)
     const ConvList<T, BM, BN, B_LAYOUT> list(args, image_map, weight_map);
     multiply_persistently<T, BM, BN, STAGES, false, B_LAYOUT == MN_MAJOR>(args.matmul, list);
 }
+
+// --- WEIGHT_GRAD ------------------------------------------------------------------------------------------------------
+//
+// K is pixels: a step is a box of up to 64 of them, of which both operands are MN_MAJOR, 64 channels of each pixel to a
+// line. A tile's BM rows of C are BM / 64 blocks, each of 64 channels of one tap, and each has a copy of its own. A box
+// of fewer than 64 pixels leaves the rest of the slot as it was at first: zeros.
+
+struct WeightGradWork {
+    int block, col, z, split;  // its first block of rows, its first column
+    int first, steps;
+};
+
+template <class T, int BM, int BN>
+struct WeightGradList {
+    static constexpr int BK = 64, A_BYTES = BM * 128, BLOCK = 64 * 128;
+
+    const ConvArgs& args;
+    const ConvClass& part;
+    const TensorMap &image_map, &gradient_map;
+    int boxes_high, boxes_wide, all_steps;
+    int tap_blocks, tiles_m, tiles_n;  // blocks of a tap, and tiles
+    unsigned count;
+
+    DEVICE WeightGradList(const ConvArgs& args, const TensorMap& image_map, const TensorMap& gradient_map)
+        : args(args), part(args.each[0]), image_map(image_map), gradient_map(gradient_map) {
+        boxes_high = (part.rows[1] + args.box[1] - 1) / args.box[1];
+        boxes_wide = (part.rows[2] + args.box[2] - 1) / args.box[2];
+        all_steps = (args.images + args.box[0] - 1) / args.box[0] * boxes_high * boxes_wide;
+        tap_blocks = (args.channels + 63) / 64;
+        tiles_m = (part.taps[1] * part.taps[2] * tap_blocks + BM / 64 - 1) / (BM / 64);
+        tiles_n = (args.matmul.n + BN - 1) / BN;
+        count = static_cast<unsigned>(tiles_m) * tiles_n * args.matmul.splits;
+    }
+
+    DEVICE WeightGradWork at(unsigned index) const {
+        WeightGradWork work;
+        const int tiles = tiles_m * tiles_n, split = index / tiles;
+        const Tile tile = tile_at(index - split * tiles, tiles_m, tiles_n);
+        work.block = tile.row * (BM / 64);
+        work.col = tile.col * BN;
+        work.z = 0;
+        work.split = split;
+        work.first = args.matmul.splits > 1 ? split * args.matmul.split_k : 0;
+        work.steps = args.matmul.splits > 1 ? max(min(all_steps - work.first, args.matmul.split_k), 0) : all_steps;
+        return work;
+    }
+
+    DEVICE void prefetch_maps() const {
+        prefetch(image_map);
+        prefetch(gradient_map);
+    }
+
+    DEVICE int bytes() const { return (BM + BN) / 64 * args.box[0] * args.box[1] * args.box[2] * 128; }
+
+    DEVICE void load(unsigned char* slot, Barrier* landed, const WeightGradWork& work, int step) const {
+        const int next = (work.first + step) / boxes_wide, image = next / boxes_high;
+        const int column = (work.first + step - next * boxes_wide) * args.box[2];
+        const int row = (next - image * boxes_high) * args.box[1], first_image = image * args.box[0];
+#pragma unroll
+        for (int i = 0; i < BM / 64; i++) {  // beyond the last tap, there are only zeros
+            const int tap = (work.block + i) / tap_blocks, at_row = tap / part.taps[2];
+            const int channel = at_row < part.taps[1] ? (work.block + i - tap * tap_blocks) * 64 : args.channels;
+            tma_load(slot + i * BLOCK, image_map, landed, channel,
+                     column + part.origin[2] + (tap - at_row * part.taps[2]) * args.tap_step[2],
+                     row + part.origin[1] + at_row * args.tap_step[1], first_image);
+        }
+#pragma unroll
+        for (int i = 0; i < BN / 64; i++)
+            tma_load(slot + A_BYTES + i * BLOCK, gradient_map, landed, work.col + i * 64, column, row, first_image);
+    }
+
+    // The tap and channel that row r of the tile is.
+    DEVICE int row(const WeightGradWork& work, int r) const {
+        const int block = work.block + r / 64, tap = block / tap_blocks;
+        const int channel = (block - tap * tap_blocks) * 64 + r % 64;
+        return channel < args.channels ? tap * args.channels + channel : 0x7fffffff;  // also beyond the last tap
+    }
+};
+
+template <class T, int BM, int BN, int STAGES>
+__global__ void __launch_bounds__(128 + 2 * BM, BM == 64 ? 2 : 1)
+    conv_wgmma_weight_grad(const __grid_constant__ ConvArgs args, const __grid_constant__ TensorMap image_map,
+                           const __grid_constant__ TensorMap gradient_map) {
+    if (args.box[0] * args.box[1] * args.box[2] < 64) {
+        for (int i = threadIdx.x * 16; i < STAGES * (BM + BN) * 128; i += (128 + 2 * BM) * 16)
+            *reinterpret_cast<Vector<unsigned, 4>*>(gn_shared + i) = {};
+        fence_stores();
+        __syncthreads();
+    }
+    const WeightGradList<T, BM, BN> list(args, image_map, gradient_map);
+    multiply_persistently<T, BM, BN, STAGES, true, true>(args.matmul, list);
+}

@@ -16,7 +16,7 @@ from itertools import product
 from struct import Struct
 from typing import Any, NamedTuple
 
-from gpunet.backends.kernel import Launcher, Variant, register_variants
+from gpunet.backends.kernel import Launcher, Variant, capability, register_variants
 from gpunet.dtypes import get_float32_precision
 from gpunet.ops import gemm, launch
 
@@ -258,12 +258,14 @@ def _mma(number: str, which: str, vector: int) -> Iterator[gemm.Choice]:
 _WGMMA_TILES = ((128, 256, 4), (128, 128, 6), (64, 128, 4), (64, 64, 6))
 
 
-def _wgmma_choice(number: str, layout: str, tile: tuple[int, int, int]) -> gemm.Choice:
-    """layout: of the weight."""
+def _wgmma_choice(number: str, layout: str | None, tile: tuple[int, int, int]) -> gemm.Choice:
+    """layout: of the weight; None for WEIGHT_GRAD."""
     m, n, stages = tile
+    kernel = "conv_wgmma" if layout else "conv_wgmma_weight_grad"
+    arguments = ", ".join(map(str, (number, *tile, *([layout] if layout else []))))
     variant = Variant(
         "conv_wgmma",
-        f"conv_wgmma<{number}, {m}, {n}, {stages}, {layout}>",
+        f"{kernel}<{arguments}>",
         threads=128 + 2 * m,
         shared=stages * (m + n) * 128 + m // 64 * 16384 + 16 * stages,  # the ring, the epilogue's strips, barriers
         requires="sm_90a",
@@ -276,11 +278,12 @@ def _wgmma_choice(number: str, layout: str, tile: tuple[int, int, int]) -> gemm.
 def _wgmma(g: Geometry, number: str, which: str, vector: int) -> Iterator[gemm.Choice]:
     """For boxes of pixels whose windows are boxes of the image."""
     is_flat = g.out[0] == g.size[0] == g.kernel[0] == 1
-    is_box = g.groups == 1 and g.stride == (1, 1, 1) and is_flat and which != WEIGHT_GRAD
-    if is_box and number not in ("float", "double") and vector > 1:
-        layout = "MN_MAJOR" if which == FORWARD and number != "tf32" else "K_MAJOR"
-        for tile in _WGMMA_TILES:
-            yield _wgmma_choice(number, layout, tile)
+    is_box = g.groups == 1 and g.stride == (1, 1, 1) and is_flat
+    if not is_box or number in ("float", "double") or vector == 1 or (number == "tf32" and which == WEIGHT_GRAD):
+        return
+    layout = None if which == WEIGHT_GRAD else "MN_MAJOR" if which == FORWARD and number != "tf32" else "K_MAJOR"
+    for tile in _WGMMA_TILES:
+        yield _wgmma_choice(number, layout, tile)
 
 
 @lru_cache(maxsize=4096)
@@ -315,7 +318,7 @@ def _variants() -> Iterator[Variant]:
     for number, which in product(("tf32", "half", "bfloat16"), PASSES):
         for choice in _mma(number, which, _WIDTHS[number]):
             yield choice.variant
-    for number, layout, tile in product(("tf32", "half", "bfloat16"), ("K_MAJOR", "MN_MAJOR"), _WGMMA_TILES):
+    for number, layout, tile in product(("tf32", "half", "bfloat16"), ("K_MAJOR", "MN_MAJOR", None), _WGMMA_TILES):
         if number != "tf32" or layout == "K_MAJOR":
             yield _wgmma_choice(number, layout, tile).variant
 
@@ -394,7 +397,8 @@ def plans(
         yield _direct_plan(g, which, direct, windows, sizes, activation, processors, dtype)
     number = "tf32" if compute == "tf32" else launch.NUMBERS[dtype]
     vector = _WIDTHS[number]
-    if not aligned or (g.inputs // g.groups) % vector or (g.outputs // g.groups) % vector:
+    uneven = (g.inputs // g.groups) % vector and which != INPUT_GRAD  # whose loads are all along the outputs
+    if not aligned or uneven or (g.outputs // g.groups) % vector:
         vector = 1
     # The mean length of the sums decides how long it takes.
     reach = sum(part.pixels * math.prod(part.taps) for part in windows.classes)
@@ -408,10 +412,16 @@ def plans(
     can_split = len(windows.classes) == 1 and (g.groups == 1 or not has_bias)
     rates = gemm.rates_of(architecture)
     ranked = []
+    plain = problem
     for whole in choices(g, number, which, vector, architecture):
-        if whole.persistent:  # by so many rows as its tiles have
-            boxes = _box_of(g.images, *windows.classes[0].rows[1:], whole.m)[1]
-            problem = problem._replace(m=boxes * whole.m)
+        problem = plain
+        if whole.persistent:  # its tiles, or its steps, are boxes, and not all of them are full
+            most = whole.k if which == WEIGHT_GRAD else whole.m
+            boxes = _box_of(g.images, *windows.classes[0].rows[1:], most)[1]
+            if which == WEIGHT_GRAD:
+                problem = plain._replace(m=math.prod(g.kernel) * -(-g.inputs // 64) * 64, k=boxes * most)
+            else:
+                problem = plain._replace(m=boxes * most)
         for splits in gemm.split_counts(problem, whole, processors) if can_split else (1,):
             choice = whole._replace(splits=splits)
             ranked.append((gemm.predict(problem, choice, processors, rates), choice))
@@ -457,29 +467,40 @@ def _wgmma_plan(
     g: Geometry, which: str, choice: gemm.Choice, windows: Windows, sizes: Sizes, activation: int, processors: int,
     dtype: str, vector: int,
 ) -> Plan:  # fmt: skip
-    """The plan by conv_wgmma, whose tiles are boxes of pixels; the parts of a split sum are counted in its steps."""
+    """The plan by conv_wgmma, whose tiles are boxes of pixels, or conv_wgmma_weight_grad, whose steps are; the parts of
+    a split sum are counted in steps."""
     (whole,) = windows.classes
-    source = g.outputs if which == INPUT_GRAD else g.inputs
     m, n, k = sizes
-    box, boxes = _box_of(g.images, *whole.rows[1:], choice.m)
-    steps = math.prod(g.kernel) * -(-source // choice.k)
+    source = g.outputs if which == INPUT_GRAD else g.inputs
+    taps = math.prod(g.kernel)
+    box, boxes = _box_of(g.images, *whole.rows[1:], choice.k if which == WEIGHT_GRAD else choice.m)
+    if which == WEIGHT_GRAD:
+        rows, steps = -(-taps * -(-source // 64) * 64 // choice.m), boxes
+    else:
+        rows, steps = boxes, taps * -(-source // choice.k)
     split_k = -(-steps // choice.splits)
     splits = -(-steps // split_k)
     matmul = _MATMUL.pack(
         *(4 * [0]), n, 0, 1, n, n, *(10 * [0]), 1.0, 0.0, m, n, k, 1, 1, splits, split_k, activation
     )  # fmt: skip
     ((_, about),) = _launches(g, which, windows, (0, 0, 0, 0), box=box)
-    grid = min(boxes * -(-n // choice.n) * splits, processors * choice.persistent), 1, 1
+    grid = min(rows * -(-n // choice.n) * splits, processors * choice.persistent), 1, 1
     itemsize = 16 // vector
-    _, rows, columns = windows.size
-    line = source * itemsize
-    image = itemsize, (source, columns, rows, g.images), (line, columns * line, rows * columns * line)
-    turned = which == FORWARD and ", K_MAJOR" in choice.variant.expression
-    along, across = (g.inputs, g.outputs) if turned else (g.outputs, g.inputs)
-    weight = itemsize, (along, across, math.prod(g.kernel)), (along * itemsize, along * across * itemsize)
-    weight_box = (choice.k, choice.k if "MN_MAJOR" in choice.variant.expression else choice.n, 1)
+
+    def pixels(channels: int, size: Ints) -> tuple[Any, ...]:
+        line = channels * itemsize
+        shape, strides = (channels, *size[:0:-1], g.images), (line, size[2] * line, size[1] * size[2] * line)
+        return itemsize, shape, strides, (choice.k, *box[::-1])
+
     plan = _finish(choice._replace(splits=splits), [(grid, matmul + about)], matmul, m * n, processors, dtype)
-    return plan._replace(maps=((*image, (choice.k, *box[::-1])), (*weight, weight_box)), turned=turned)
+    if which == WEIGHT_GRAD:
+        return plan._replace(maps=(pixels(g.inputs, g.size), pixels(g.outputs, g.out)))
+    by_lines = ", K_MAJOR" in choice.variant.expression
+    turned = which == FORWARD and by_lines
+    along, across = (g.inputs, g.outputs) if turned else (g.outputs, g.inputs)
+    strides = (along * itemsize, along * across * itemsize)
+    weight = itemsize, (along, across, taps), strides, (choice.k, choice.n if by_lines else choice.k, 1)
+    return plan._replace(maps=(pixels(source, windows.size), weight), turned=turned)
 
 
 def _direct_plan(
@@ -593,6 +614,34 @@ def _plan(launcher: Launcher, g: Geometry, which: str, activation: int, has_bias
     )  # fmt: skip
 
 
+_WORTH_PADDING = 2**29  # multiplications from which on tensor cores make up for a copy of the image
+
+
+def _padded(launcher: Launcher, g: Geometry, which: str, dtype: str) -> Geometry:
+    """With as many input channels as tensor cores want, where that is worth copies with zeros in the rest."""
+    number = "tf32" if dtype == "float32" and get_float32_precision() == "high" else launch.NUMBERS[dtype]
+    vector = _WIDTHS[number]
+    if (
+        number in ("float", "double")
+        or capability(launcher.architecture) < 80
+        or g.groups > 1
+        or g.inputs % vector == 0
+        or g.outputs % vector
+        or math.prod(sizes_of(g, which)) < _WORTH_PADDING
+    ):
+        return g
+    return g._replace(inputs=-(-g.inputs // vector) * vector)
+
+
+def _with_zeros(launcher: Launcher, x: Any, axis: int, length: int) -> Any:
+    """x with zeros behind it along an axis, up to a length."""
+    if x.shape[axis] == length:
+        return x
+    y = launch.full(launcher, (*x.shape[:axis], length, *x.shape[axis + 1 :]), 0, x.dtype)
+    launch.copy_into(launcher, y[(slice(None),) * axis + (slice(x.shape[axis]),)], x)
+    return y
+
+
 def _weight_last(launcher: Launcher, weight: Any) -> Any:
     """The weight (O, I, *kernel) as a dense array (*kernel, I, O)."""
     return launch.contiguous(launcher, weight.transpose(*range(2, weight.ndim), 1, 0))
@@ -633,6 +682,9 @@ def forward(
             return _channels_first(y.reshape(g.images, *out, g.outputs))
     y = launcher.empty((g.images, *out, g.outputs), x.dtype)
     if y.size:
+        g = _padded(launcher, g, FORWARD, x.dtype.name)
+        source = _with_zeros(launcher, source, source.ndim - 1, g.inputs)
+        weights = _with_zeros(launcher, weights, weights.ndim - 2, g.inputs // g.groups)
         plan = _plan(launcher, g, FORWARD, gemm.ACTIVATIONS[activation], bias is not None, source, weights)
         if plan is None:
             return NotImplemented
@@ -676,11 +728,14 @@ def weight_grad(launcher: Launcher, g: Geometry | None, x: Any, gradient: Any) -
         length = math.prod(g.kernel) * g.inputs
         total = gemm.multiply(launcher, source.reshape(count, length).T, rows.reshape(count, g.outputs))
     if total is NotImplemented:
-        total = launcher.empty(shape, x.dtype)
+        wide = _padded(launcher, g, WEIGHT_GRAD, x.dtype.name)
+        source = _with_zeros(launcher, source, source.ndim - 1, wide.inputs)
+        total = launcher.empty((*kernel, wide.inputs // g.groups, g.outputs), x.dtype)
         if total.size:
-            plan = _plan(launcher, g, WEIGHT_GRAD, 0, False, source, rows)
+            plan = _plan(launcher, wide, WEIGHT_GRAD, 0, False, source, rows)
             if plan is None:
                 return NotImplemented
             run(launcher, plan, source, rows, total)
+        total = launch.contiguous(launcher, total[..., : g.inputs // g.groups, :])
     total = total.reshape(shape)
     return total.transpose(total.ndim - 1, total.ndim - 2, *range(len(kernel)))

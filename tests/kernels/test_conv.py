@@ -10,11 +10,12 @@ import pytest
 
 import gpunet as gn
 from gpunet import nn
-from gpunet.backends import Backend, Device
+from gpunet.backends import Backend, Device, get_backend
 from gpunet.backends.emulated import emulation, prebuild
 from gpunet.errors import DeviceError, ShapeError
 from gpunet.ops import conv_kernels
 from gpunet.ops.conv import conv, conv_input_grad, conv_relu, conv_relu_pool, conv_weight_grad
+from tests.backends.sanitizers import run_under
 from tests.gradcheck import check_gradients
 from tests.ops.test_gradients import CASES
 
@@ -53,6 +54,7 @@ SHAPES = {
     "aligned": Shape((2, 16, 7, 9), (24, 16, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
     "many channels": Shape((3, 72, 6, 8), (72, 72, 2, 2), (1, 1), ((1, 1), (0, 1)), (1, 2)),
     "long sums": Shape((1, 264, 2, 3), (16, 264, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+    "many pixels": Shape((2, 8, 24, 25), (16, 8, 2, 1), (1, 1), ((1, 0), (0, 0)), (1, 1)),
     "aligned, strided": Shape((3, 16, 8, 9), (8, 16, 3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)),
     "aligned, in groups": Shape((2, 32, 6, 5), (48, 16, 3, 2), (1, 1), ((1, 0), (0, 1)), (1, 1), 2),
     "few channels": Shape((2, 3, 9, 11), (6, 3, 5, 3), (2, 2), ((2, 2), (1, 1)), (1, 1)),
@@ -134,40 +136,53 @@ def plans(shape: Shape, which: str, compute: str, architecture: str, processors:
             yield plan
 
 
+def channels_last(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(x, 1, -1))
+
+
+def weight_last(weight: np.ndarray) -> np.ndarray:
+    """(O, I, *kernel) as (*kernel, I, O)."""
+    return np.ascontiguousarray(np.moveaxis(np.moveaxis(weight, 0, -1), 0, -2))
+
+
+def check(backend: Backend, shape: Shape, which: str, compute: str, made: list[conv_kernels.Plan]) -> None:
+    """Compare what plans for a pass make with float64."""
+    values = arrays(shape, dtype_of(compute))
+    exact, limit = bound(*passes(shape)[which][:1], compute, passes(shape)[which][1], values)
+    turn = weight_last if which == "WEIGHT_GRAD" else channels_last
+    exact, limit = turn(exact), turn(limit)
+    operands = {"FORWARD": ("x", "weight"), "INPUT_GRAD": ("g", "weight"), "WEIGHT_GRAD": ("x", "g")}[which]
+    a, b = (on(backend, weight_last(values[k]) if k == "weight" else channels_last(values[k])) for k in operands)
+    bias = on(backend, values["bias"]) if which == "FORWARD" else None
+    launcher = backend.launcher("conv")  # type: ignore[misc]
+    for plan in made:
+        out = launcher.empty(exact.shape, values["x"].dtype)
+        conv_kernels.run(launcher, plan, a, b, out, bias)
+        error = np.abs(backend.to_numpy(out).astype(np.float64) - exact)
+        assert (error <= limit).all(), f"{plan.choice}: off by up to {(error / limit).max():.1f} times what it may be"
+
+
 @pytest.mark.parametrize("compute", UNITS)
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_kernel(name: str, compute: str, kernel_device: Backend) -> None:
-    shape = SHAPES[name]
-    values = arrays(shape, dtype_of(compute))
     launcher = kernel_device.launcher("conv")  # type: ignore[misc]
-    work = [(which, plan) for which in conv_kernels.PASSES for plan in
-            plans(shape, which, compute, launcher.architecture, launcher.processors)]  # fmt: skip
+    made = {
+        which: list(plans(SHAPES[name], which, compute, launcher.architecture, launcher.processors))
+        for which in conv_kernels.PASSES
+    }
+    assert all(made.values())
     if kernel_device.name == "emulated":
-        prebuild([plan.choice.variant for _, plan in work])
-    assert {which for which, _ in work} == set(conv_kernels.PASSES)
-    expected = {w: bound(function, compute, names, values) for w, (function, names) in passes(shape).items()}
-    last = {k: np.ascontiguousarray(np.moveaxis(v, 1, -1)) for k, v in values.items() if k in ("x", "g")}
-    last["weight"] = np.ascontiguousarray(np.moveaxis(np.moveaxis(values["weight"], 0, -1), 0, -2))
-    device = {k: on(kernel_device, v) for k, v in last.items()} | {"bias": on(kernel_device, values["bias"])}
-    for which, plan in work:
-        operands = {"FORWARD": ("x", "weight"), "INPUT_GRAD": ("g", "weight"), "WEIGHT_GRAD": ("x", "g")}[which]
-        exact, limit = expected[which]
-        if which == "WEIGHT_GRAD":
-            like = last["weight"]
-        else:
-            like = np.moveaxis(exact, 1, -1)
-        out = launcher.empty(like.shape, values["x"].dtype)
-        bias = device["bias"] if which == "FORWARD" else None
-        a, b = (device[k] for k in operands)
-        with emulation(order="random", late=True):
-            conv_kernels.run(launcher, plan, a, b, out, bias)
-        result = kernel_device.to_numpy(out).astype(np.float64)
-        if which == "WEIGHT_GRAD":
-            result = np.moveaxis(np.moveaxis(result, -1, 0), -1, 1)
-        else:
-            result = np.moveaxis(result, -1, 1)
-        error = np.abs(result - exact)
-        assert (error <= limit).all(), f"{plan.choice}: off by up to {(error / limit).max():.1f} times what it may be"
+        prebuild([plan.choice.variant for found in made.values() for plan in found])
+    with emulation(order="random", late=True):
+        for which, found in made.items():
+            check(kernel_device, SHAPES[name], which, compute, found)
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_sanitizers_find_nothing(sanitizer: str) -> None:
+    done = run_under(sanitizer, "tests.kernels.test_conv", timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "kernels ran" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -194,6 +209,27 @@ def test_results_of_ops_lie_channels_last(name: str, kernel_device: Backend) -> 
                 assert y.transpose(*range(2, y.ndim), 1, 0).flags.c_contiguous
             else:
                 assert y.transpose(0, *range(2, y.ndim), 1).flags.c_contiguous
+
+
+@pytest.mark.parametrize("name", ["three channels", "few channels"])
+@pytest.mark.parametrize("compute", ["float16", "tf32"])
+def test_channels_are_padded_for_tensor_cores(
+    name: str, compute: str, kernel_device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conv_kernels, "_WORTH_PADDING", 1)
+    shape = SHAPES[name]._replace(weight=(8, *SHAPES[name].weight[1:]))
+    values = arrays(shape, dtype_of(compute))
+    log: list[Any] = []
+    gn.set_float32_precision("high" if compute == "tf32" else "highest")
+    try:
+        with gn.kernels("force"), emulation(log=log):
+            for function, names in passes(shape).values():
+                y = kernel_device.to_numpy(function(*(on(kernel_device, values[n]) for n in names)))
+                exact, limit = bound(function, compute, names, values)
+                assert y.shape == exact.shape and (np.abs(y - exact) <= limit).all()
+    finally:
+        gn.set_float32_precision("highest")
+    assert kernel_device.name != "emulated" or sum(e.startswith("conv_mma") for e, _ in log) == 3
 
 
 def test_any_layout_is_taken(kernel_device: Backend) -> None:
@@ -339,3 +375,37 @@ def test_plans_split_long_sums() -> None:
     blocks = np.prod(plan.launches[0][0])
     assert 132 <= blocks <= 132 * 8
     assert plan.workspace == plan.choice.splits * 64 * 576
+
+
+# What the sanitizers watch: of each kind of kernel the smallest tile, on sizes that end within tiles.
+WATCHED = [
+    ("few channels", "float32"),
+    ("asymmetric", "float64"),
+    ("aligned, strided", "float16"),
+    ("aligned", "tf32"),
+    ("aligned, in groups", "bfloat16"),
+    ("depthwise, strided", "float16"),
+    ("depthwise, to odd", "float32"),
+    ("one channel", "float32"),
+]
+SMALLEST = ("simt 32x32", "mma 64x64", "wgmma 64x64", "direct")
+
+
+def main() -> None:
+    backend = get_backend(Device("emulated"))
+    work = []
+    for name, compute in WATCHED:
+        for which in conv_kernels.PASSES:
+            found = plans(SHAPES[name], which, compute, "sm_90a", 2)
+            work.append((SHAPES[name], which, compute, [p for p in found if p.choice.tile in SMALLEST]))
+    variants = {plan.choice.variant for *_, found in work for plan in found}
+    prebuild(variants)
+    for late in (False, True):
+        with emulation(order="random" if late else "forward", late=late, processors=2):
+            for item in work:
+                check(backend, *item)
+    print(f"{len(variants)} kernels ran")
+
+
+if __name__ == "__main__":
+    main()
