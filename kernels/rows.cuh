@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(BLOCK_OF<LANES>) rows_in_registers(const __gri
 constexpr int LONG_THREADS = 512;
 
 template <class Body, int V, bool HELD>
-__global__ void __launch_bounds__(LONG_THREADS) rows_long(const __grid_constant__ typename Body::Args args) {
+__global__ void __launch_bounds__(LONG_THREADS, 2) rows_long(const __grid_constant__ typename Body::Args args) {
     using T = typename Body::Type;
     using F = Computed<T>;
     constexpr bool TWO = Body::INPUTS == 2;

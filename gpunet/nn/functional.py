@@ -18,7 +18,7 @@ import numpy as np
 
 import gpunet as gn
 from gpunet import random
-from gpunet.autograd import mark_written
+from gpunet.autograd import is_grad_enabled, mark_written
 from gpunet.dtypes import accumulation_dtype, float32, int64, is_floating
 from gpunet.errors import DTypeError, ShapeError
 from gpunet.nn.arguments import (
@@ -1084,25 +1084,26 @@ def cross_entropy(
             return loss_ops.cross_entropy(x, target, None, ignore_index=ignore_index, reduction=reduction)
         except IndexError:
             pass  # the checks will say which class it is
-    classes = _Classes(name, x, target, weight, ignore_index)
-    fused = classes.factors is None  # else each row has its own factor before they are reduced
+    marks = type(x.data) is not np.ndarray  # whether the op makes the loss of a wrong class NaN
+    classes = _Classes(name, x, target, weight, ignore_index, marks)
     losses = loss_ops.cross_entropy(
         classes.rows,
         classes.target,
         classes.weight,
         label_smoothing=label_smoothing,
         ignore_index=ignore_index,
-        reduction=reduction if fused else "none",
+        reduction=reduction,
+        kept=[] if marks and x.requires_grad and is_grad_enabled() else None,
     )
-    return losses if fused and reduction != "none" else classes.reduce(losses, reduction)
+    return losses if reduction != "none" else classes.reduce(losses, reduction)
 
 
 def _are_plain(x: Tensor, target: Tensor) -> bool:
     """Whether these are rows and their class indices, on a CPU, where `loss_ops.cross_entropy` refuses wrong ones."""
     rows, indices = x.data, target.data
     return (
-        isinstance(rows, np.ndarray)
-        and isinstance(indices, np.ndarray)
+        type(rows) is np.ndarray
+        and type(indices) is np.ndarray
         and rows.ndim == 2
         and indices.dtype == int64
         and indices.shape == rows.shape[:1]
@@ -1150,10 +1151,13 @@ class _Classes:
         rows: (M, C) predictions.
         target: (M,) int64 class indices, or `ignore_index`.
         weight: (C,) in the dtype of the predictions, or None.
-        factors: None, or where class indices cannot be refused, (M,) factors for the losses; see `_refuse`.
+        factors: None, or where class indices cannot be refused, (M,) factors for the losses; see `_refuse`. Also None
+            where what is computed of them `marks` those itself.
     """
 
-    def __init__(self, name: str, x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> None:
+    def __init__(
+        self, name: str, x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, marks: bool = False
+    ) -> None:
         self.shape = _check_class_shapes(name, x, target)
         axis = min(1, x.ndim - 1)
         classes = x.shape[axis]
@@ -1164,7 +1168,7 @@ class _Classes:
         self.weight = None if weight is None else _class_weight(name, weight, x)
         self.ignore_index = ignore_index
         self.factors = None
-        if _all_in_range(self.target, classes, ignore_index):
+        if marks or _all_in_range(self.target, classes, ignore_index):
             return
         indices, self.factors = _in_range(
             self.indices(),
@@ -1200,7 +1204,7 @@ class _Classes:
 def _all_in_range(indices: Tensor, n: int, ignore: int) -> bool:
     """Whether indices are from 0 to n - 1 or `ignore`, as far as it can be told without waiting for a GPU."""
     raw = indices.data
-    return isinstance(raw, np.ndarray) and loss_ops.first_outside(raw, n=n, ignore=ignore) < 0
+    return type(raw) is np.ndarray and loss_ops.first_outside(raw, n=n, ignore=ignore) < 0
 
 
 def _check_class_shapes(name: str, x: Tensor, target: Tensor) -> tuple[int, ...]:

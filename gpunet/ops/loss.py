@@ -9,8 +9,9 @@ import numpy as np
 
 from gpunet.backends import threads
 from gpunet.dtypes import accumulation_dtype, float32, int64
+from gpunet.ops import loss_kernels
 from gpunet.ops.index import one_hot
-from gpunet.ops.op import op
+from gpunet.ops.op import Traced, op
 from gpunet.ops.shape import expand_dims
 from gpunet.ops.softmax import softmax, softmax_grad
 
@@ -60,7 +61,7 @@ def _is_plain(x: Any, target: Any, weight: Any, label_smoothing: float) -> bool:
 
 
 @op
-def cross_entropy(xp, x, target, weight=None, *, label_smoothing=0.0, ignore_index=-100, reduction="none"):
+def cross_entropy(xp, x, target, weight=None, *, label_smoothing=0.0, ignore_index=-100, reduction="none", kept=None):
     """The cross-entropy of each row: -log softmax(x)[target], from the logits, so that nothing overflows.
 
     Args:
@@ -71,10 +72,16 @@ def cross_entropy(xp, x, target, weight=None, *, label_smoothing=0.0, ignore_ind
         ignore_index: see target.
         reduction: "none" for the losses (N,), "sum" for their sum, "mean" for the sum divided by that of
             weight[target] over the rows that are not ignored, or by their number; NaN if there are none.
+        kept: None, or an empty list, into which a kernel may put the gradient with respect to x, computed in the same
+            pass, but for the factor that is the gradient of the result.
 
     Raises:
-        IndexError: a class is out of range, without weights and smoothing, on a CPU.
+        IndexError: a class is out of range, without weights and smoothing, on a CPU. On a GPU its loss is NaN instead.
     """
+    outside = None
+    if type(x) is not np.ndarray:
+        outside = ((target < 0) | (target >= x.shape[1])) & (target != ignore_index)
+        target = xp.where(outside, ignore_index, target)
     shifted = x - xp.max(x, axis=1, keepdims=True)
     log_sum = xp.log(xp.sum(xp.exp(shifted), axis=1))
     if weight is None and not label_smoothing:
@@ -85,6 +92,8 @@ def cross_entropy(xp, x, target, weight=None, *, label_smoothing=0.0, ignore_ind
     else:
         q = _wanted(xp, x, target, weight, label_smoothing, ignore_index)
         losses = -xp.sum((shifted - log_sum[:, None]) * q, axis=1)
+    if outside is not None:
+        losses = xp.where(outside, xp.asarray(float("nan"), dtype=x.dtype), losses)
     if reduction == "none":
         return losses
     total = xp.sum(losses, dtype=accumulation_dtype(x.dtype))
@@ -107,7 +116,7 @@ def _per_row(xp: Any, x: Any, target: Any, weight: Any, ignore_index: int) -> An
     platform="cpu",
     when=lambda x, target, weight, *, label_smoothing, **_: _is_plain(x, target, weight, label_smoothing),
 )
-def _(native, x, target, weight, *, label_smoothing, ignore_index, reduction):
+def _(native, x, target, weight, *, label_smoothing, ignore_index, reduction, kept):
     losses = np.empty(x.shape[0], float32)
     if x.size < _FEW and reduction != "none":
         total = np.empty((), float32)
@@ -130,10 +139,32 @@ def _(native, x, target, weight, *, label_smoothing, ignore_index, reduction):
 _FEW = 10_000  # logits that are certainly not worth dividing among threads
 
 
+@cross_entropy.kernel("loss")
+def _(launcher, x, target, weight, *, label_smoothing, ignore_index, reduction, kept):
+    return loss_kernels.cross_entropy(launcher, x, target, weight, label_smoothing, ignore_index, reduction, kept)
+
+
 @cross_entropy.vjp
-def _(xp, g, _y, x, target, weight, *, label_smoothing, ignore_index, reduction):
+def _(xp, g, _y, x, target, weight, *, label_smoothing, ignore_index, reduction, kept):
     how = {"label_smoothing": label_smoothing, "ignore_index": ignore_index, "reduction": reduction}
-    return (lambda: cross_entropy_grad(g, x, target, weight, **how)), None, None
+
+    def to_x() -> Any:
+        if kept and not isinstance(g, Traced):
+            return scaled(kept.pop(), g)  # a second time, it is computed again
+        return cross_entropy_grad(g, x, target, weight, **how)
+
+    return to_x, None, None
+
+
+@op
+def scaled(xp, x, factor):
+    """x * factor, of a 0-d factor; x may be overwritten. Not differentiable."""
+    return x * factor
+
+
+@scaled.kernel("loss")
+def _(launcher, x, factor):
+    return loss_kernels.scaled(launcher, x, factor)
 
 
 @op
@@ -143,6 +174,10 @@ def cross_entropy_grad(xp, g, x, target, weight=None, *, label_smoothing, ignore
         with np.errstate(divide="ignore"):
             g = (g * _per_row(xp, x, target, weight, ignore_index)).astype(x.dtype)
     rows = g[:, None] if reduction == "none" else g
+    if type(x) is not np.ndarray:
+        outside = ((target < 0) | (target >= x.shape[1])) & (target != ignore_index)
+        target = xp.where(outside, 0, target)
+        rows = xp.where(outside[:, None], xp.asarray(float("nan"), dtype=x.dtype), rows)
     p = softmax(x, axis=1)
     if weight is None and not label_smoothing:
         kept = target != ignore_index
@@ -168,6 +203,11 @@ def _(native, g, x, target, weight, *, label_smoothing, ignore_index, reduction)
     work = partial(native.cross_entropy_grad, np.asarray(g), x, target, dx, ignore_index, reduction == "mean")
     threads.split(x.shape[0], work, x.size // 2)
     return dx
+
+
+@cross_entropy_grad.kernel("loss")
+def _(launcher, g, x, target, weight, *, label_smoothing, ignore_index, reduction):
+    return loss_kernels.cross_entropy_grad(launcher, g, x, target, weight, label_smoothing, ignore_index, reduction)
 
 
 @cross_entropy_grad.vjp
@@ -196,13 +236,30 @@ def binary_cross_entropy(xp, x, target):
     return (target - 1.0) * _log(xp, 1.0 - x) - target * _log(xp, x)
 
 
+@binary_cross_entropy.kernel("loss")
+def _(launcher, x, target):
+    return loss_kernels.binary_cross_entropy(launcher, x, target)
+
+
 @binary_cross_entropy.vjp
 def _(xp, g, _y, x, target):
-    def to_x() -> Any:
-        least = max(1e-12, float(xp.finfo(x.dtype).tiny))  # keeps it finite where x is 0 or 1
-        return g * (x - target) / xp.maximum(x * (1.0 - x), least)
-
+    if isinstance(g, Traced):
+        to_x = lambda: binary_cross_entropy_grad.reference(xp, g, x, target)  # noqa: E731
+    else:
+        to_x = lambda: binary_cross_entropy_grad(g, x, target)  # noqa: E731
     return to_x, (lambda: g * (_log(xp, 1.0 - x) - _log(xp, x)))
+
+
+@op
+def binary_cross_entropy_grad(xp, g, x, target):
+    """The gradient of `binary_cross_entropy` with respect to x. Not differentiable."""
+    least = max(1e-12, float(xp.finfo(x.dtype).tiny))  # keeps it finite where x is 0 or 1
+    return g * (x - target) / xp.maximum(x * (1.0 - x), least)
+
+
+@binary_cross_entropy_grad.kernel("loss")
+def _(launcher, g, x, target):
+    return loss_kernels.binary_cross_entropy(launcher, x, target, g)
 
 
 def _log(xp: Any, p: Any) -> Any:

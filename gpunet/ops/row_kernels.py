@@ -6,7 +6,8 @@ from functools import cache
 from struct import Struct
 from typing import Any, NamedTuple
 
-from gpunet.backends.kernel import Launcher, Variant, capability
+from gpunet.backends.kernel import Launcher, Variant
+from gpunet.backends.occupancy import limits
 from gpunet.ops import launch
 from gpunet.ops.launch import Axes
 
@@ -14,8 +15,6 @@ from gpunet.ops.launch import Axes
 REGISTER_ROWS = ((4, 1), (32, 1), (32, 4), (128, 2), (256, 4))
 # (threads side by side, vectors for a thread), smallest first; 0 for columns that are read twice
 COLUMNS = ((32, 8), (8, 8), (8, 0))
-# KiB of shared memory that a block may fill with a row, by compute capability
-_MOST_HELD = {70: 80, 75: 48, 80: 160, 86: 96, 89: 96, 90: 224, 100: 224, 120: 96}
 _STEP_HELD = 16 << 10  # sizes of shared memory are rounded up to this, so that they are few
 
 _POINTERS = Struct("4P")
@@ -90,7 +89,7 @@ def _first(a: Any, axis: int) -> Any:
     return a.transpose(*(i for i in range(a.ndim) if i != axis), axis)[..., 0]
 
 
-def run(launcher: Launcher, file: str, body: str, rows: Rows, more: bytes = b"") -> None:
+def run(launcher: Launcher, file: str, body: str, rows: Rows, more: bytes = b"", rereads: bool = True) -> None:
     """Launch the kernel that serves these rows best.
 
     Args:
@@ -98,6 +97,7 @@ def run(launcher: Launcher, file: str, body: str, rows: Rows, more: bytes = b"")
         body: such as "Softmax<SOFTMAX, float>".
         rows: see `make_rows`.
         more: what the body's arguments have behind those of all.
+        rereads: whether elements are needed again once all of a row have been seen.
     """
     units, most = rows.number, 16
     if rows.width:
@@ -111,10 +111,15 @@ def run(launcher: Launcher, file: str, body: str, rows: Rows, more: bytes = b"")
             variant, blocks, most = register_variant(file, body, rows.vector, *found), -(-units * found[0] // 128), 32
         else:
             held = -(-slots * 16 * rows.inputs // _STEP_HELD) * _STEP_HELD
-            fits = rows.vector * rows.itemsize == 16 and held <= _MOST_HELD[capability(launcher.architecture)] << 10
+            fits = rereads and rows.vector * rows.itemsize == 16 and held <= most_held(launcher)
             variant, blocks = long_variant(file, body, rows.vector, held if fits else 0), units
     grid = launch.grid_of(launcher, blocks, 1, most)
     launcher.launch(variant, grid, rows.packed + _UNITS.pack(units, rows.length) + more)
+
+
+def most_held(launcher: Launcher) -> int:
+    """The most bytes of shared memory for a row: what a block can have beside some for its sums."""
+    return (limits(launcher.architecture).block_shared - 2048) // _STEP_HELD * _STEP_HELD
 
 
 @cache
