@@ -269,7 +269,7 @@ def _(native, g, weight, *, shape, stride, padding, dilation, groups):
     about = _geometry(shape[1:], g.shape[1:], kernel, stride, padding, dilation, groups)
     source = _channels_last(g)
     work = partial(native.conv_gather, source, packed, starts, out, None, about, False, True)
-    threads.split(shape[0], work, g.size * prod(weight.shape[1:]))
+    threads.split(shape[0], work, g.size * prod(weight.shape[1:]) // 16)
     return _channels_first(out)
 
 
@@ -342,7 +342,7 @@ def _(native, x, g, *, shape, stride, padding, dilation, groups):
     outputs, channels, *kernel = shape
     about = _geometry(x.shape[1:], g.shape[1:], tuple(kernel), stride, padding, dilation, groups)
     rows = _channels_last(g)
-    elements = g.size * prod(shape[1:])
+    elements = g.size * prod(shape[1:]) // 16
     if not x.shape[0]:
         return np.zeros(shape, np.float32)
     if _is_winograd(shape, g.shape[2:], stride, dilation, groups):
@@ -517,8 +517,9 @@ class _Plan(NamedTuple):
     algorithm: str  # "winograd", "gather" or "forward", after the kernels of these names
     final: Ints  # shape of the result in memory: (N, *spatial, O)
     geometry: np.ndarray
-    ranges: int  # of what is divided among threads: images or tiles
-    work: int  # multiplications
+    bands: int  # that "forward" cuts an image into
+    ranges: int  # of what is divided among threads: images, parts of images, or tiles
+    work: int  # multiplications, of which 16 take about as long as a number elsewhere
 
 
 @lru_cache(maxsize=1024)
@@ -533,10 +534,16 @@ def _plan(
         raise ShapeError(f"conv: a result of shape {(n, outputs, *out)} is too small to be pooled by (2, 2)")
     geometry = _geometry(x[1:], (outputs, *out), kernel, stride, padding, dilation, groups)
     work = n * prod(out) * prod(weight)
-    algorithm, ranges = "gather" if _is_small(x, out) else "forward", n
+    algorithm, bands, ranges = "gather", 1, n
+    if not _is_small(x, out):
+        outs = outputs // groups
+        algorithm, blocks = "forward", groups * -(-outs // _lanes(outs))
+        if n == blocks == 1:
+            bands = min(4, final[0])
+        ranges = n * bands * blocks
     if n * prod(out) >= 256 and _is_winograd(weight, out, stride, dilation, groups):
         algorithm, ranges = "winograd", n * library("winograd").winograd_tiles(geometry, pooled)
-    return _Plan(algorithm, (n, *final, outputs), geometry, ranges, work)
+    return _Plan(algorithm, (n, *final, outputs), geometry, bands, ranges, work)
 
 
 def _forward(
@@ -604,8 +611,8 @@ def _convolve(
         work = partial(native.conv_gather, source, packed, starts, y, offsets, geometry, relu, False)
     else:
         source = _source(x)
-        work = partial(native.conv_forward, source, packed, starts, y, offsets, geometry, relu)
-    threads.split(plan.ranges, work, plan.work)
+        work = partial(native.conv_forward, source, packed, starts, y, offsets, geometry, relu, plan.bands)
+    threads.split(plan.ranges, work, plan.work // 16)
     return _channels_first(y), None if offsets is None else _channels_first(offsets)
 
 

@@ -47,27 +47,31 @@ int padded_segments(Segment* segments, const Geometry& g, const float* weights, 
     return count;
 }
 
-// y and offsets (OH / 2, OW / 2, O): the maxima of 2x2 neighbours in a whole result (OH, OW, O).
-void pool(const float* whole, const Geometry& g, float* y, uint8_t* offsets) {
+// y and offsets (OH / 2, OW / 2, O): the maxima of 2x2 neighbours in a whole result (OH, OW, O); the rows and the
+// channels of these ranges.
+void pool(const float* whole, const Geometry& g, float* y, uint8_t* offsets, long row_start, long row_stop, long start,
+          long stop) {
     long outs = g.outputs, row = g.out_width * outs;
-    for (long h = 0; h < g.out_height / 2; h++)
-        for (long w = 0; w < g.out_width / 2; w++, y += outs, offsets += outs) {
+    for (long h = row_start; h < row_stop; h++)
+        for (long w = 0; w < g.out_width / 2; w++) {
             const float* corner = whole + 2 * h * row + 2 * w * outs;
-            for (long o = 0; o < outs; o += WIDTH) {
+            long at = (h * (g.out_width / 2) + w) * outs;
+            for (long o = start; o < stop; o += WIDTH) {
                 const float* p = corner + o;
-                if (outs - o >= WIDTH) {
+                long lanes = stop - o;
+                if (lanes >= WIDTH) {
                     Vector part[2][2] = {{load(p), load(p + outs)}, {load(p + row), load(p + row + outs)}};
-                    store_maximum(part, y + o, offsets + o);
+                    store_maximum(part, y + at + o, offsets + at + o);
                     continue;
                 }
                 float parts[4][WIDTH] = {}, largest[WIDTH];
                 uint8_t which[WIDTH];
                 for (int i = 0; i < 4; i++)
-                    memcpy(parts[i], p + i / 2 * row + i % 2 * outs, (outs - o) * sizeof(float));
+                    memcpy(parts[i], p + i / 2 * row + i % 2 * outs, lanes * sizeof(float));
                 Vector part[2][2] = {{load(parts[0]), load(parts[1])}, {load(parts[2]), load(parts[3])}};
                 store_maximum(part, largest, which);
-                memcpy(y + o, largest, (outs - o) * sizeof(float));
-                memcpy(offsets + o, which, outs - o);
+                memcpy(y + at + o, largest, lanes * sizeof(float));
+                memcpy(offsets + at + o, which, lanes);
             }
         }
 }
@@ -111,10 +115,10 @@ KERNEL void conv_pack(const Array* weight, const Array* packed, long groups, int
             }
 }
 
-// y (N, OH, OW, O) of the images [start, stop) of x (N, C, H, W); or, given offsets (N, OH / 2, OW / 2, O), of y pooled
-// by maxima of 2x2.
+// y (N, OH, OW, O) of x (N, C, H, W); or, given offsets (N, OH / 2, OW / 2, O), of y pooled by maxima of 2x2.
+// start, stop: of all images, the bands of rows that each is cut into, and of each of these the blocks of channels.
 // bias: (groups, blocks, lanes) as packed's, always given. shape: a Geometry.
-KERNEL void conv_forward(const Array* x, const Array* packed, const Array* bias, const Array* y, const Array* offsets, const Array* shape, int relu, long start, long stop) {
+KERNEL void conv_forward(const Array* x, const Array* packed, const Array* bias, const Array* y, const Array* offsets, const Array* shape, int relu, long bands, long start, long stop) {
     const Geometry& g = geometry_of(shape);
     Weights weights = {packed};
     long lanes = weights.lanes(), blocks = weights.blocks(), channels = g.in_group();
@@ -127,23 +131,29 @@ KERNEL void conv_forward(const Array* x, const Array* packed, const Array* bias,
     bool pooled = offsets != gn_none;
     float* apart = pooled ? scratch(4, pixels * g.outputs) : nullptr;
     long pooled_size = g.out_height / 2 * (g.out_width / 2) * g.outputs;
-    for (long n = start; n < stop; n++) {
-        const float* image = padded_image(x, n, g, g.padded_height(), g.padded_width());
+    long each = blocks * g.groups, rows = pooled ? g.out_height / 2 : g.out_height, padded = -1;
+    const float* image = nullptr;
+    for (long unit = start; unit < stop; unit++) {
+        long n = unit / (bands * each), band = unit / each % bands, group = unit % each / blocks, block = unit % blocks;
+        if (n != padded) {
+            image = padded_image(x, n, g, g.padded_height(), g.padded_width());
+            padded = n;
+        }
         float* whole = pooled ? apart : y->floats() + n * pixels * g.outputs;
-        for (long group = 0; group < g.groups; group++)
-            for (long block = 0; block < blocks; block++) {
-                const float* own = weights.block(group, block);
-                float* output = whole + group * g.out_group() + block * lanes;
-                for (long c = 0; c < channels; c += step) {
-                    long last = std::min(c + step, channels);
-                    int count = padded_segments(segments, g, own, weights.tap(), weights.row(), c, last);
-                    const float* first = c ? nullptr : bias->floats() + (group * blocks + block) * lanes;
-                    Target target = {first, relu && last == channels, std::min(lanes, g.out_group() - block * lanes),
-                                     weights.row()};
-                    tiles(vectors, image + group * channels, from, output, to, pixels, segments, count, target);
-                }
-            }
-        if (pooled) pool(whole, g, y->floats() + n * pooled_size, offsets->data<uint8_t>() + n * pooled_size);
+        long row_start = rows * band / bands, row_stop = rows * (band + 1) / bands;
+        long first_pixel = (pooled ? 2 : 1) * row_start * g.out_width, last_pixel = (pooled ? 2 : 1) * row_stop * g.out_width;
+        long first_output = group * g.out_group() + block * lanes, width = std::min(lanes, g.out_group() - block * lanes);
+        for (long c = 0; c < channels; c += step) {
+            long last = std::min(c + step, channels);
+            int count = padded_segments(segments, g, weights.block(group, block), weights.tap(), weights.row(), c, last);
+            const float* first = c ? nullptr : bias->floats() + (group * blocks + block) * lanes;
+            Target target = {first, relu && last == channels, width, weights.row()};
+            tiles(vectors, image + group * channels, from + first_pixel, whole + first_output, to + first_pixel,
+                  last_pixel - first_pixel, segments, count, target);
+        }
+        if (pooled)
+            pool(whole, g, y->floats() + n * pooled_size, offsets->data<uint8_t>() + n * pooled_size, row_start, row_stop,
+                 first_output, first_output + width);
     }
 }
 
@@ -202,7 +212,7 @@ KERNEL void conv_gather(const Array* x, const Array* packed, const Array* bias, 
                 }
         for (long i = 0; pooled && i < images; i++)
             pool(whole + i * size, g, y->floats() + (n + i) * pooled_size,
-                 offsets->data<uint8_t>() + (n + i) * pooled_size);
+                 offsets->data<uint8_t>() + (n + i) * pooled_size, 0, g.out_height / 2, 0, g.outputs);
     }
 }
 
