@@ -113,3 +113,40 @@ class Launcher:
                 memory with the 128-byte swizzle; elements outside of the array read as zeros.
         """
         raise NotImplementedError
+
+
+class Rehearsal(Launcher):
+    """Writes down what would be launched, and launches nothing.
+
+    Attributes:
+        launches: (variant, grid) of each launch, in order.
+    """
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
+        self.launches: list[tuple[Variant, tuple[int, int, int]]] = []
+
+    @property
+    def architecture(self) -> str:
+        return self._launcher.architecture
+
+    @property
+    def processors(self) -> int:
+        return self._launcher.processors
+
+    def launch(self, variant: Variant, grid: tuple[int, int, int], *parameters: bytes) -> None:
+        self.launches.append((variant, grid))
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return self._launcher.empty(shape, dtype)
+
+    def pointer(self, array: Any) -> int:
+        return self._launcher.pointer(array)
+
+    def capturing(self) -> bool:
+        return self._launcher.capturing()
+
+    def tensor_map(
+        self, pointer: int, itemsize: int, shape: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]
+    ) -> bytes:
+        return self._launcher.tensor_map(pointer, itemsize, shape, strides, box)

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpunet.backends import Backend, backend_of_type
+from gpunet.backends.kernel import Launcher, Rehearsal
 from gpunet.errors import DeviceError, DTypeError
 
 
@@ -80,6 +81,69 @@ def kernels(mode: str) -> Iterator[None]:
 def kernels_mode() -> str:
     """What `kernels` was last given, in this thread."""
     return _mode.kernels if _blocks else "auto"
+
+
+def explain(operation: Op, *args: Any, **params: Any) -> str:
+    """Which of an op's kernels would run on these arguments, and why others would not. Nothing is launched.
+
+        print(gn.kernels.explain(gn.matmul, a, b))
+
+    Args:
+        operation: the op.
+        args, params: as it takes them.
+
+    Returns:
+        A line for each candidate in the order in which they are tried, then one for the reference: the kernels that
+        would be launched, with their grids; or the condition that does not hold.
+    """
+    args, params = operation.arguments(*args, **params)
+    arrays = [a.data if isinstance(a, Traced) else a for a in args]
+    kind = next((type(a) for a in arrays if hasattr(a, "dtype")), None)
+    if kind is None:
+        raise DTypeError(f"explain: expected at least one Tensor or array for {operation.name}")
+    backend = backend_of_type(kind)
+    params = operation.defaults | params
+    lines = [f"{operation.name} of {describe(args)} on {backend.name}:"]
+    chosen = False
+    for kernel in operation.kernels if backend.launcher is not None else ():
+        if kernel.platform == backend.platform:
+            found, reason = _try(kernel, backend, arrays, params)
+            taken, chosen = found and not chosen, chosen or found
+            lines.append(f"  {'runs' if taken else '    '} kernel {kernel.name}: {reason}")
+    lines.append(f"  {'    ' if chosen else 'runs'} reference, on {getattr(backend.xp, '__name__', backend.name)}")
+    return "\n".join(lines)
+
+
+def _try(kernel: Kernel, backend: Backend, arrays: list[Any], params: dict[str, Any]) -> tuple[bool, str]:
+    """Whether a candidate would run, and what it would launch or what keeps it from that."""
+    assert backend.launcher is not None
+    if kernel.when is not None and not kernel.when(*arrays, **params):
+        return False, f"does not apply, as its condition does not hold: {_text_of(kernel.when)}"
+    launcher = backend.launcher(kernel.name)
+    if not isinstance(launcher, Launcher):
+        usable = launcher.usable()
+        return usable, f"kernels/cpu/{kernel.name}.cpp" + ("" if usable else ", which cannot be compiled here")
+    rehearsal = Rehearsal(launcher)
+    if kernel.launch(rehearsal, *arrays, **params) is NotImplemented:
+        return False, "declines these dtypes, shapes or layouts"
+    launches = [f"{variant.expression} on a grid of {grid}" for variant, grid in rehearsal.launches]
+    return True, ", then ".join(launches) or "with nothing to launch"
+
+
+def _text_of(condition: Callable[..., bool]) -> str:
+    """The source of a condition, on one line."""
+    try:
+        text = inspect.getsource(condition)
+    except (OSError, TypeError):
+        return repr(condition)
+    for start in ("lambda", "return "):  # of a function, what it returns
+        if start in text:
+            text = text[text.index(start) :].removeprefix("return ")
+            break
+    return " ".join(text.split())[:200]
+
+
+kernels.explain = explain  # type: ignore[attr-defined]
 
 
 class Op:
@@ -135,6 +199,10 @@ class Op:
             if run is None:
                 run = self.implementations.get(type(a))
         return self.run(args, params) if run is None else run(*args, **params)
+
+    def arguments(self, *args: Any, **params: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """All arrays by position (None for those left out) and the other parameters by name."""
+        return (args, params) if len(args) == self.arity or self.variadic else self._bind(args, params)
 
     def run(self, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
         """Run on raw arrays."""
@@ -339,7 +407,7 @@ def op(reference: Any = None, **flags: bool) -> Any:
 
 def kernel_launcher(x: Any) -> Any:
     """What launches CUDA kernels on the device of the raw array x; None where there is none, or they are off."""
-    if type(x) is np.ndarray or _mode.kernels == "off":
+    if type(x) is np.ndarray or isinstance(x, np.generic) or _mode.kernels == "off":
         return None
     backend = backend_of_type(type(x))
     return backend.launcher("") if backend.launcher is not None and backend.platform == "cuda" else None

@@ -10,9 +10,10 @@ import pytest
 import gpunet as gn
 from gpunet.backends import Backend
 from gpunet.backends.emulated import emulation
-from gpunet.errors import DeviceError, ShapeError
+from gpunet.errors import DeviceError, DTypeError, ShapeError
 from gpunet.ops import gemm
 from gpunet.ops.matmul import linear
+from gpunet.ops.softmax import softmax
 from tests.gradcheck import check_gradients
 from tests.ops.test_gradients import CASES
 
@@ -116,3 +117,26 @@ def test_bfloat16_products(kernel_device: Backend) -> None:
     assert y.dtype == a.dtype
     exact = a.astype(np.float64) @ b.astype(np.float64)
     np.testing.assert_allclose(y.cpu().numpy().astype(np.float64), exact, rtol=2**-8, atol=1e-4)
+
+
+def test_explain_says_which_kernel_would_run(kernel_device: Backend) -> None:
+    a, b = on(kernel_device, 8, 16), on(kernel_device, 16, 24)
+    text = gn.kernels.explain(gn.matmul, a, b)
+    assert text.startswith(f"matmul of (8, 16) float32 and (16, 24) float32 on {kernel_device.name}:\n")
+    assert "runs kernel matmul: matmul_simt<float" in text and "on a grid of" in text
+    assert "     reference" in text
+    whole = gn.asarray(np.ones((2, 2), np.int64), device=kernel_device.name)
+    text = gn.kernels.explain(gn.matmul, whole, whole)
+    assert "kernel matmul: declines" in text and "runs reference" in text
+    if kernel_device.name == "emulated":
+        log: list[Any] = []
+        with emulation(log=log):
+            gn.kernels.explain(gn.matmul, a, b)
+        assert log == []
+
+
+def test_explain_on_the_cpu() -> None:
+    x = gn.asarray(np.ones((2, 3), np.float64))
+    assert "does not apply, as its condition does not hold: x.dtype == float32" in gn.kernels.explain(softmax, x, axis=-1)
+    with pytest.raises(DTypeError, match="explain: expected at least one Tensor or array for softmax"):
+        gn.kernels.explain(softmax, 1.0)
