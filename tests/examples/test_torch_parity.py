@@ -124,7 +124,7 @@ def loss_curves(network: str, steps: int, dtype: str = "float32") -> tuple[np.nd
 
 
 # In float32 the curves drift apart in time, as rounding errors grow in training: in 50 steps of "cnn", each of the two,
-# and gpunet without kernels, is now and then 1e-3 away from float64's curve, for other seeds for each, and mostly within
+# and gpunet without kernels, is now and then 1e-3 away from float64's curve, each for other seeds, and mostly within
 # 1e-5. In float64 there is next to nothing to grow.
 @pytest.mark.parametrize("dtype, steps, tolerance", [("float32", 25, 1e-4), ("float64", 10, 1e-12)])
 @pytest.mark.parametrize("network", ["mlp", "cnn"])
