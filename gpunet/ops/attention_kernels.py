@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import product
 from math import ceil, prod
 from struct import Struct
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from gpunet.backends.kernel import Launcher, Variant, register_variants
 from gpunet.backends.occupancy import limits
+from gpunet.dtypes import get_float32_precision
 from gpunet.ops import launch
 from gpunet.ops.launch import FLOATING, MOST_AXES, NUMBERS, Axes
 
@@ -161,7 +163,7 @@ def forward(launcher: Launcher, q: Any, k: Any, v: Any, mask: Any, **how: Any) -
         launch.fill(launcher, logarithm, float("inf"))
         return y, logarithm
     q, k, v = _rows_in_one_piece(launcher, q, k, v)
-    variant, rows = _forward_variant(q.dtype.name, max(q.shape[-1], v.shape[-1]))
+    variant, rows = _chosen(launcher, q.dtype.name, max(q.shape[-1], v.shape[-1]), None)
     packed = _pack(launcher, leading, {"q": q, "k": k, "v": v, "y": y}, mask, (logarithm, None, None), 1, how)
     if packed is None or not _launchable(launcher, variant):
         return NotImplemented
@@ -188,14 +190,27 @@ def backward(
     arrays = dict(zip(_NAMES, (q, k, v, y, g, *gradients)))
     packed = _pack(launcher, leading, arrays, _as_matrices(mask), (per_query[0], delta, per_query[1]), groups, how)
     dtype, width, items = q.dtype.name, max(q.shape[-1], v.shape[-1]), prod(leading)
-    launches = [(_backward_variant(dtype, width, False), items, length)]
-    launches.append((_backward_variant(dtype, width, True), items // groups, k.shape[-2]))
+    launches = [(_chosen(launcher, dtype, width, False), items, length)]
+    launches.append((_chosen(launcher, dtype, width, True), items // groups, k.shape[-2]))
     if packed is None or not all(_launchable(launcher, variant) for (variant, _), _, _ in launches):
         return NotImplemented
     launcher.launch(_delta_variant(dtype), launch.grid_of(launcher, items * length, 8), packed)
     for (variant, rows), matrices, count in launches:
         launcher.launch(variant, (matrices * -(-count // rows), 1, 1), packed)
     return gradients
+
+
+def _chosen(launcher: Launcher, dtype: str, width: int, of_keys: bool | None) -> tuple[Variant, int]:
+    """The kernel for heads of that width, and how many queries or keys a block of it has.
+
+    Args:
+        of_keys: whether it is for the gradients of keys and values, or of queries; None for the forward pass.
+    """
+    compute = "tf32" if dtype == "float32" and get_float32_precision() == "high" else dtype
+    on_cores = _tensor_core_variant(compute, width, of_keys)
+    if on_cores and on_cores.runs_on(launcher.architecture) and _launchable(launcher, on_cores):
+        return on_cores, _OWN
+    return _forward_variant(dtype, width) if of_keys is None else _backward_variant(dtype, width, of_keys)
 
 
 def _launchable(launcher: Launcher, variant: Variant) -> bool:
@@ -249,6 +264,31 @@ def _shared(dtype: str, width: int, own: int, others: int, rows: int) -> int:
     return itemsize * (rows * (width + pad) + own * (others + pad)) + -(-bits // 16) * 16
 
 
+# Rows of a block's own tile; and of those that it goes through, by the width of heads, forwards and backwards.
+_OWN = 64
+_HALF = {32: 64, 64: 64, 128: 64, 256: 32}, {32: 64, 64: 64, 128: 32}
+_TF32 = {32: 64, 64: 64, 128: 32}, {32: 64, 64: 32, 128: 16}
+_ON_CORES = {"float16": _HALF, "bfloat16": _HALF, "tf32": _TF32}
+
+
+@cache
+def _tensor_core_variant(dtype: str, width: int, of_keys: bool | None) -> Variant | None:
+    """The kernel of kernels/attention_mma.cu for heads of that width, if there is one; see `_chosen`."""
+    width = _width(width)
+    if dtype not in _ON_CORES:
+        return None
+    others = _ON_CORES[dtype][of_keys is not None].get(width)
+    if others is None:
+        return None
+    itemsize = 4 if dtype == "tf32" else 2
+    rows = _OWN + 2 * others if of_keys is None else 2 * _OWN + 4 * others
+    bits = max(_OWN * (others // 8 + 1), others * (_OWN // 8 + 1))
+    shared = rows * (width * itemsize + 16) + -(-bits // 16) * 16
+    name, last = ("forward", "") if of_keys is None else ("backward", f", {str(of_keys).lower()}")
+    expression = f"attention_{name}<{NUMBERS.get(dtype, dtype)}, {width}, {others}{last}>"
+    return Variant("attention_mma", expression, 128, shared, "sm_80+", instructions=("HMMA", "LDSM", "LDGSTS"))
+
+
 @cache
 def _delta_variant(dtype: str) -> Variant:
     return Variant("attention", f"attention_delta<{NUMBERS[dtype]}>", 256, instructions=(r"LDG\S*128",))
@@ -256,9 +296,14 @@ def _delta_variant(dtype: str) -> Variant:
 
 @register_variants
 def _variants() -> Iterable[Variant]:
-    for dtype, widths in (("float32", (32, 64, 128, 256)), ("bfloat16", (64,)), ("float16", (64,)), ("float64", (32,))):
+    for dtype, widths in (("float32", (32, 64, 128, 256)), ("bfloat16", (64,)), ("float64", (32,))):
         yield _delta_variant(dtype)
         for width in widths:
             yield _forward_variant(dtype, width)[0]
             yield _backward_variant(dtype, width, False)[0]
             yield _backward_variant(dtype, width, True)[0]
+    on_cores = [("bfloat16", width) for width in _HALF[0]] + [("float16", 64), ("tf32", 64), ("tf32", 128)]
+    for (dtype, width), of_keys in product(on_cores, (None, False, True)):
+        variant = _tensor_core_variant(dtype, width, of_keys)
+        if variant:
+            yield variant

@@ -54,6 +54,18 @@ DEVICE void load_shared(unsigned (&words)[4], unsigned from) {
 #endif
 }
 
+// Loads 4 bytes from a multiple of 4. PTX ISA, as above.
+DEVICE unsigned load_word(unsigned from) {
+    unsigned word;
+#ifdef GN_EMULATED
+    if (from % 4 != 0) gn::trap("ld.shared: an address is not a multiple of 4");
+    __builtin_memcpy(&word, gn::shared_at(from), 4);
+#else
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(from) : "memory");
+#endif
+    return word;
+}
+
 // --- Copies from global to shared memory that run on their own ------------------------------------------------------
 
 #ifdef GN_EMULATED

@@ -19,3 +19,17 @@ def test_optimizers_and_recurrent_networks(sanitizer: str) -> None:
     done = run_under(sanitizer, "tests.kernels.sanitized_training", timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "kernels ran" in done.stdout
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_elementwise_ops_reductions_and_indexing(sanitizer: str) -> None:
+    done = run_under(sanitizer, "tests.kernels.sanitized_elements", timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "kernels ran" in done.stdout
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_softmax_losses_and_attention(sanitizer: str) -> None:
+    done = run_under(sanitizer, "tests.kernels.sanitized_rows", timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "kernels ran" in done.stdout
