@@ -1,21 +1,22 @@
 // What the kernels of convolution share: their arguments, and how the windows of an image are the rows of a matrix.
 //
-// All three passes are products of matrices (kernels/matmul.cuh says what of), one for each group of channels; images lie
-// with their channels adjacent, weights as (*kernel, inputs, outputs). No such matrix is ever made: A's elements are
-// found in the image as they are needed.
+// All three passes are products of matrices (kernels/matmul.cuh says what of), one for each group of channels; images
+// lie with their channels adjacent, weights as (*kernel, inputs, outputs). No such matrix is ever made: A's elements
+// are found in the image as they are needed.
 //
-//     FORWARD        C (pixels of y, outputs)   = windows of x  (pixels of y, taps x inputs)   weight (taps x inputs, outputs)
-//     INPUT_GRAD     C (pixels of x, inputs)    = windows of dy (pixels of x, taps x outputs)  weight (taps x outputs, inputs)
-//     WEIGHT_GRAD    C (taps x inputs, outputs) = windows of x  (taps x inputs, pixels of y)   dy (pixels of y, outputs)
+//                    C                             A                                        B
+//     FORWARD        y (pixels, outputs)           windows of x (pixels, taps x inputs)     w (taps x inputs, outputs)
+//     INPUT_GRAD     dx (pixels, inputs)           windows of dy (pixels, taps x outputs)   w (taps x outputs, inputs)
+//     WEIGHT_GRAD    dw (taps x inputs, outputs)   windows of x (taps x inputs, pixels)     dy (pixels, outputs)
 //
 // A tap is an element of the kernel. Along each of three spatial axes (the first ones have length 1 where there are
 // fewer), the tap j of row u of a window matrix reads the image at u row_step + origin + j tap_step, or is zero where
 // that is outside. For FORWARD and WEIGHT_GRAD, row_step is the stride, origin what padding makes of it, tap_step the
 // dilation. For INPUT_GRAD with stride 1, row_step is 1, and taps go backwards.
 //
-// With a stride s, x's pixel q is reached by the taps for which q + padding - tap dilation is a multiple of s. So pixels
-// fall into classes by their remainders modulo s, and in each of them windows have only some of the taps, at even
-// distances: each class is such a product by itself, and no multiplication is wasted on taps that do not reach.
+// With a stride s, x's pixel q is reached by the taps for which q + padding - tap dilation is a multiple of s. So
+// pixels fall into classes by their remainders modulo s, and in each of them windows have only some of the taps, at
+// even distances: each class is such a product by itself, and no multiplication is wasted on taps that do not reach.
 #pragma once
 #include "matmul.cuh"
 
@@ -36,7 +37,7 @@ struct ConvClass {
 struct ConvArgs {
     MatmulArgs matmul;        // A is the image, the batch the groups; m counts pixels of all classes
     long long image;          // from one image to the next
-    long long weight_step[3]; // INPUT_GRAD: from one tap to the next
+    long long weight_step[3]; // from one tap of a class to the next in the weight
     int pixel[3];             // from one pixel of an image to the next along each axis
     int size[3];              // pixels of an image
     int row_step[3], tap_step[3];
@@ -44,7 +45,7 @@ struct ConvArgs {
     int images;
     int target_step[3];       // from one row to the next, in pixels of C
     int target_size[3];       // pixels of C
-    int advance[4];           // WEIGHT_GRAD: what as many rows as a block's threads load at a time are, in images and rows
+    int advance[4];           // WEIGHT_GRAD: as many rows as a block's threads load at a time, in images and rows
     int classes;
     int lanes;                // conv_direct_weight_grad: how many threads of a block have channels side by side
     int box[3];               // conv_wgmma: images, rows and columns of a tile
@@ -75,8 +76,8 @@ struct RowIndex {
     }
 };
 
-// What a block's threads need to know of the rows from `first` on: where their windows begin, counted from the image that
-// the first of them is in, and which rows of C they are. Those beyond the last read nothing and are no rows of C.
+// What a block's threads need to know of the rows from `first` on: where their windows begin, counted from the image
+// that the first of them is in, and which rows of C they are. Those beyond the last read nothing and are no rows of C.
 template <int ROWS, int THREADS>
 struct RowTable {
     WindowRow windows[ROWS];
@@ -95,7 +96,8 @@ struct RowTable {
                 for (int axis = 0; axis < 3; axis++) {
                     window.pixel[axis] = index.at[axis] * args.row_step[axis] + part.origin[axis];
                     window.offset += window.pixel[axis] * args.pixel[axis];
-                    target = target * args.target_size[axis] + index.at[axis] * args.target_step[axis] + part.target[axis];
+                    target *= args.target_size[axis];
+                    target += index.at[axis] * args.target_step[axis] + part.target[axis];
                 }
             }
             windows[i] = window;

@@ -1,14 +1,14 @@
 // Convolutions whose sums are short, by multiply-adds without tiles: depthwise ones, where each channel is a group, and
 // those of few input channels. The limit is memory, or should be.
 //
-// conv_direct (FORWARD and INPUT_GRAD, see kernels/conv.cuh). A thread computes VECTOR adjacent channels of PIXELS pixels
-// side by side, so that what it loads of the weight serves all of them. Threads next to each other have the next channels,
-// then the next pixels: a warp reads and writes whole lines. A pixel is read from the first-level cache once for each tap
-// that reaches it, but from memory once: 1.0 times the least that can be moved.
+// conv_direct (FORWARD and INPUT_GRAD, see kernels/conv.cuh). A thread computes VECTOR adjacent channels of PIXELS
+// pixels side by side, so that what it loads of the weight serves all of them. Threads next to each other have the next
+// channels, then the next pixels: a warp reads and writes whole lines. A pixel is read from the first-level cache once
+// for each tap that reaches it, but from memory once: 1.0 times the least that can be moved.
 //
-// conv_direct_weight_grad. A thread has VECTOR adjacent outputs and TAPS taps of their weights, and goes along a part of
-// the pixels. The block adds up what its threads found, those with the same channels in the order of their pixels, and
-// writes it as its part of a split sum, which matmul_reduce adds up: the same bits every time.
+// conv_direct_weight_grad. A thread has VECTOR adjacent outputs and TAPS taps of their weights, and goes along a part
+// of the pixels. The block adds up what its threads found, those with the same channels in the order of their pixels,
+// and writes it as its part of a split sum, which matmul_reduce adds up: the same bits every time.
 //
 // Which channels of the image a thread needs:
 //
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(256, 2) conv_direct(const __grid_constant__ Co
         target = target * args.target_size[2] + row2 * args.target_step[2] + part.target[2];
 #pragma unroll 1
         for (int p = 0; p < PIXELS && row2 + p < part.rows[2]; p++) {
-            F first[VECTOR];  // the sums move up, so that it is always the first that are stored, as registers have no index
+            F first[VECTOR];  // the sums move up, so that the first are stored each time: registers have no index
 #pragma unroll
             for (int i = 0; i < VECTOR; i++) first[i] = sums[0][i];
             epilogue.store(target + p * args.target_step[2], channel, first);
@@ -105,8 +105,8 @@ __global__ void __launch_bounds__(256, 2) conv_direct(const __grid_constant__ Co
 
 constexpr int TAPS = 9;
 
-// blockIdx: x, the channels; y, the taps; z, the part of the pixels. Taps count the channels of a group, too. args.lanes
-// threads have neighbouring channels, 256 / args.lanes have neighbouring pixels.
+// blockIdx: x, the channels; y, the taps; z, the part of the pixels. Taps count the channels of a group, too.
+// args.lanes threads have neighbouring channels, 256 / args.lanes have neighbouring pixels.
 template <class T, int VECTOR, Sharing SHARING>
 __global__ void __launch_bounds__(256, 2) conv_direct_weight_grad(const __grid_constant__ ConvArgs args) {
     using Storage = typename Number<T>::Storage;
@@ -119,8 +119,10 @@ __global__ void __launch_bounds__(256, 2) conv_direct_weight_grad(const __grid_c
     const int lane = threadIdx.x % args.lanes, stream = threadIdx.x / args.lanes;
     const int output = blockIdx.x * width + lane * VECTOR;
     const int first_tap = blockIdx.y * TAPS, count = product.m;
-    if (threadIdx.x < TAPS)
-        shifts[threadIdx.x] = shift_of(args, Tap(args, part, min(first_tap + static_cast<int>(threadIdx.x), count - 1)));
+    if (threadIdx.x < TAPS) {
+        const int tap = min(first_tap + static_cast<int>(threadIdx.x), count - 1);
+        shifts[threadIdx.x] = shift_of(args, Tap(args, part, tap));
+    }
     __syncthreads();
 
     F sums[TAPS][VECTOR] = {};

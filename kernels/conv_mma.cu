@@ -2,9 +2,9 @@
 //
 // matmul_mma's plan (kernels/matmul_mma.cu): a ring of stages in shared memory, which cp.async fills. Here it gathers:
 // each copy of 16 bytes finds its channels in the image, or copies zeros where a window reaches beyond it
-// (kernels/conv.cuh). Of a stage, a thread copies the same channels of the same tap for several windows, so it works out
-// the tap once a stage, and of each window reads from shared memory where it begins. For WEIGHT_GRAD, it copies the same
-// tap and channels of window after window.
+// (kernels/conv.cuh). Of a stage, a thread copies the same channels of the same tap for several windows, so it works
+// out the tap once a stage, and of each window reads from shared memory where it begins. For WEIGHT_GRAD, it copies the
+// same tap and channels of window after window.
 //
 // So 16 bytes of channels must be of one tap: the channels of a group, on both sides, are multiples of them.
 #include "conv.cuh"
@@ -49,8 +49,8 @@ struct WindowCopier : Gatherer<T, K_MAJOR, SPAN, BK, THREADS> {
     const WindowRow* rows;  // this thread's first one
     Tap& tap;               // this thread's next one
 
-    DEVICE WindowCopier(const ConvArgs& args, const ConvClass& part, const Storage* image, const WindowRow* table, Tap& tap,
-                        int thread)
+    DEVICE WindowCopier(const ConvArgs& args, const ConvClass& part, const Storage* image, const WindowRow* table,
+                        Tap& tap, int thread)
         : Base(args, part, thread), image(image), rows(table + line), tap(tap) {}
 
     DEVICE void start(int to, int k_left) {
@@ -102,8 +102,8 @@ struct TurnedWindowCopier : Gatherer<T, MN_MAJOR, SPAN, BK, THREADS> {
     TapPixels pixels;
 
     // m_first, m_count: the block's first tap and channel, and how many there are from there on.
-    DEVICE TurnedWindowCopier(const ConvArgs& args, const ConvClass& part, const Storage* images, int m_first, int m_count,
-                              int k_first, int thread)
+    DEVICE TurnedWindowCopier(const ConvArgs& args, const ConvClass& part, const Storage* images, int m_first,
+                              int m_count, int k_first, int thread)
         : Base(args, part, thread), images(images),
           pixels(args, part, m_first + min(first, m_count - Base::ELEMENTS), k_first + line) {}
 
@@ -125,7 +125,9 @@ __launch_bounds__(BM / WM * (BN / WN) * 32, resident_threads(WM * WN / 32, 4) / 
 conv_mma(const __grid_constant__ ConvArgs args) {
     using Storage = typename Number<T>::Storage;
     constexpr int WARPS_N = BN / WN, THREADS = BM / WM * WARPS_N * 32;
-    constexpr Layout A_LAYOUT = PASS == WEIGHT_GRAD ? MN_MAJOR : K_MAJOR, B_LAYOUT = PASS == INPUT_GRAD ? K_MAJOR : MN_MAJOR;
+    constexpr Layout A_LAYOUT = PASS == WEIGHT_GRAD ? MN_MAJOR : K_MAJOR;
+    constexpr Layout B_LAYOUT = PASS == INPUT_GRAD ? K_MAJOR : MN_MAJOR;
+    using PlainCopier = Copier<T, MN_MAJOR, BN, BK, 16, THREADS>;  // of B, but for INPUT_GRAD
     using FragmentsA = Fragments<T, A_LAYOUT, BM, BK, WM, true>;
     using FragmentsB = Fragments<T, B_LAYOUT, BN, BK, WN, false>;
     static_assert(THREADS / 32 * Slab<T, WN, FragmentsB::BY_FOURS>::FLOATS * sizeof(float) <=
@@ -136,7 +138,8 @@ conv_mma(const __grid_constant__ ConvArgs args) {
 
     const MatmulArgs& product = args.matmul;
     const int tiles_n = (product.n - 1) / BN + 1;
-    const int k_first = static_cast<int>(min(static_cast<long long>(blockIdx.z) * product.split_k, static_cast<long long>(product.k)));
+    const long long k_begin = static_cast<long long>(blockIdx.z) * product.split_k;
+    const int k_first = static_cast<int>(min(k_begin, static_cast<long long>(product.k)));
     for (int z = blockIdx.y; z < product.batch * args.classes; z += gridDim.y) {
         const int group = z / args.classes;
         __syncthreads();  // what is in shared memory of the round before is no longer needed
@@ -161,8 +164,7 @@ conv_mma(const __grid_constant__ ConvArgs args) {
         float sums[WM / 16][WN / 8][4] = {};
         if constexpr (PASS == WEIGHT_GRAD) {
             TurnedWindowCopier<T, BM, BK, THREADS> copy_a(args, part, a, row, m - row, k_first, thread);
-            Copier<T, MN_MAJOR, BN, BK, 16, THREADS> copy_b(thread, b + col + k_first * product.b_row, 1, product.b_row,
-                                                            product.n - col);
+            PlainCopier copy_b(thread, b + col + k_first * product.b_row, 1, product.b_row, product.n - col);
             multiply_stages<T, BK, STAGES>(copy_a, copy_b, fragments_a, fragments_b, k_count, sums);
         } else {
             table.fill(args, part, row);
@@ -172,8 +174,7 @@ conv_mma(const __grid_constant__ ConvArgs args) {
             a += RowIndex(part, row).image * args.image;
             CopyA copy_a(args, part, a, table.windows, tap, thread);
             if constexpr (PASS == FORWARD) {
-                Copier<T, MN_MAJOR, BN, BK, 16, THREADS> copy_b(thread, b + col + k_first * product.b_row, 1, product.b_row,
-                                                                product.n - col);
+                PlainCopier copy_b(thread, b + col + k_first * product.b_row, 1, product.b_row, product.n - col);
                 multiply_stages<T, BK, STAGES>(copy_a, copy_b, fragments_a, fragments_b, k_count, sums);
             } else {
                 b += part.weight + col * product.b_col;

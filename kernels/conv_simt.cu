@@ -124,6 +124,7 @@ __global__ void __launch_bounds__(simt_threads(BM, BN, WM, WN), simt_blocks(size
     constexpr int G = 16 / sizeof(F);
     constexpr int TM = WM / 8, TN = WN / 4;
     constexpr int PAIR = (BK * (BM + 4) + (BK - 1) / 8 * 16) + (BK * (BN + 4) + (BK - 1) / 8 * 16);
+    using PlainOperand = Operand<T, BN, BK, MN_MAJOR, VECTOR, THREADS>;  // B, but for INPUT_GRAD
     __shared__ __align__(16) F tiles[2 * PAIR];
     __shared__ RowTable<PASS == WEIGHT_GRAD ? 1 : BM, THREADS> table;
     __shared__ ConvClass shared_part;
@@ -150,9 +151,10 @@ __global__ void __launch_bounds__(simt_threads(BM, BN, WM, WN), simt_blocks(size
         const Storage* b_from = static_cast<const Storage*>(product.b) + batch_offset(product, product.b_batch, group);
         F sums[TM * TN] = {};
         if constexpr (PASS == WEIGHT_GRAD) {
-            TurnedWindows<T, BM, BK, VECTOR, THREADS> a(args, part, a_from, from.row, m - from.row, k_first, from.thread);
-            Operand<T, BN, BK, MN_MAJOR, VECTOR, THREADS> b(b_from + from.col + k_first * product.b_row, product.n - from.col,
-                                                            1, product.b_row, from.thread);
+            using A = TurnedWindows<T, BM, BK, VECTOR, THREADS>;
+            A a(args, part, a_from, from.row, m - from.row, k_first, from.thread);
+            b_from += from.col + k_first * product.b_row;
+            PlainOperand b(b_from, product.n - from.col, 1, product.b_row, from.thread);
             multiply_tiles<BK, TM, TN, G>(a, b, tiles, k_count, from.thread_row, from.thread_col, sums);
         } else {
             __syncthreads();  // that of the round before is no longer needed
@@ -164,8 +166,8 @@ __global__ void __launch_bounds__(simt_threads(BM, BN, WM, WN), simt_blocks(size
             Tap tap(args, part, k_first + A::at_k(0, from.thread));
             A a(args, part, a_from, table.windows, tap, from.thread);
             if constexpr (PASS == FORWARD) {
-                Operand<T, BN, BK, MN_MAJOR, VECTOR, THREADS> b(b_from + from.col + k_first * product.b_row,
-                                                                product.n - from.col, 1, product.b_row, from.thread);
+                b_from += from.col + k_first * product.b_row;
+                PlainOperand b(b_from, product.n - from.col, 1, product.b_row, from.thread);
                 multiply_tiles<BK, TM, TN, G>(a, b, tiles, k_count, from.thread_row, from.thread_col, sums);
             } else {
                 b_from += part.weight + from.col * product.b_col;

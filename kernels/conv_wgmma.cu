@@ -1,12 +1,12 @@
 // Convolutions on Hopper's tensor cores (compute capability 9.0): wgmma on what the copy engine (TMA) brings.
 //
-// matmul_wgmma's plan (kernels/matmul_wgmma.cu): one thread has the copy engine fill a ring, warpgroups multiply. Here a
-// tile of C is a box of pixels, `box[0]` images by `box[1]` rows by `box[2]` columns, BM of them or a few less. The
-// windows of such a box, seen by one tap, are the same box of the image, shifted: so one copy brings a step's whole part
-// of A, 128 bytes of channels of each pixel, with zeros for what is outside of the image, and nothing is computed per
-// element. That takes a stride of 1 (INPUT_GRAD: that of the convolution it belongs to), one group, at most two spatial
-// axes, and channels that are multiples of 16 bytes. What a tap's last step lacks of 128 bytes of channels is zeros in
-// both operands.
+// matmul_wgmma's plan (kernels/matmul_wgmma.cu): one thread has the copy engine fill a ring, warpgroups multiply. Here
+// a tile of C is a box of pixels, `box[0]` images by `box[1]` rows by `box[2]` columns, BM of them or a few less. The
+// windows of such a box, seen by one tap, are the same box of the image, shifted: so one copy brings a step's whole
+// part of A, 128 bytes of channels of each pixel, with zeros for what is outside of the image, and nothing is computed
+// per element. That takes a stride of 1 (INPUT_GRAD: that of the convolution it belongs to), one group, at most two
+// spatial axes, and channels that are multiples of 16 bytes. What a tap's last step lacks of 128 bytes of channels is
+// zeros in both operands.
 //
 // B is the weight: the copy engine sees it as (taps, inputs, outputs). FORWARD takes it MN_MAJOR, but TF32 has no such
 // wgmma: its weight has been turned to (taps, outputs, inputs).

@@ -1,5 +1,5 @@
-// Products on tensor cores through mma.sync: how operands reach shared memory and the registers of a warp. The plan is in
-// matmul_mma.cu; conv_mma.cu has operands that are windows of images.
+// Products on tensor cores through mma.sync: how operands reach shared memory and the registers of a warp. The plan is
+// in matmul_mma.cu; conv_mma.cu has operands that are windows of images.
 #pragma once
 #include "matmul.cuh"
 #include "ptx/mma.cuh"
@@ -251,8 +251,8 @@ struct Slab {
 // bytes need more addresses.
 DEVICE constexpr int resident_threads(int sums, int bytes) { return sums <= 32 && bytes == 16 ? 384 : 256; }
 
-// sums += the products of what the copiers bring of A and B, along k_count steps of K, through a ring of STAGES stages at
-// the beginning of gn_shared. All of it is free afterwards.
+// sums += the products of what the copiers bring of A and B, along k_count steps of K, through a ring of STAGES stages
+// at the beginning of gn_shared. All of it is free afterwards.
 template <class T, int BK, int STAGES, class CopyA, class CopyB, class FragmentsA, class FragmentsB, int PIECES_M,
           int PIECES_N>
 DEVICE void multiply_stages(CopyA& copy_a, CopyB& copy_b, const FragmentsA& fragments_a, const FragmentsB& fragments_b,

@@ -1,5 +1,5 @@
-// Products with ordinary multiply-adds: how operands reach shared memory and what a thread does with them. The plan is in
-// matmul_simt.cu; conv_simt.cu has operands that are windows of images.
+// Products with ordinary multiply-adds: how operands reach shared memory and what a thread does with them. The plan is
+// in matmul_simt.cu; conv_simt.cu has operands that are windows of images.
 #pragma once
 #include "matmul.cuh"
 

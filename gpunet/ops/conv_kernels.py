@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import product
 from struct import Struct
 from typing import Any, NamedTuple
@@ -517,7 +517,7 @@ def _direct_plan(
     if which == WEIGHT_GRAD:
         lanes = min(32, 2 ** math.ceil(math.log2(n / vector)))
         streams, across = 256 // lanes, -(-n // (lanes * vector)) * -(-m // _TAPS)
-        splits = max(1, min(8 * processors // across, k // (8 * streams), 1024))
+        splits = max(1, min(4 * processors // across, k // (8 * streams), 1024))
         split_k = -(-k // splits)
         splits = -(-k // split_k)
         advance = _digits(streams, windows.classes[0].rows)
@@ -600,16 +600,22 @@ def run(launcher: Launcher, plan: Plan, a: Any, b: Any, c: Any, bias: Any = None
 # --- the passes -------------------------------------------------------------------------------------------------------
 
 
+@cache
+def _name(dtype: Any) -> str:
+    """That of a dtype, which takes NumPy a while to say."""
+    return dtype.name
+
+
 def _fit(*arrays: Any) -> bool:
     """Whether arrays have one dtype that kernels take."""
     dtypes = {array.dtype for array in arrays if array is not None}
-    return len(dtypes) == 1 and next(iter(dtypes)).name in launch.FLOATING
+    return len(dtypes) == 1 and _name(next(iter(dtypes))) in launch.FLOATING
 
 
 def _plan(launcher: Launcher, g: Geometry, which: str, activation: int, has_bias: bool, *arrays: Any) -> Plan | None:
     aligned = all(launcher.pointer(array) % 16 == 0 for array in arrays)
     return make_plan(
-        g, which, arrays[0].dtype.name, aligned, activation, has_bias, launcher.architecture, launcher.processors,
+        g, which, _name(arrays[0].dtype), aligned, activation, has_bias, launcher.architecture, launcher.processors,
         get_float32_precision(),
     )  # fmt: skip
 
@@ -682,7 +688,7 @@ def forward(
             return _channels_first(y.reshape(g.images, *out, g.outputs))
     y = launcher.empty((g.images, *out, g.outputs), x.dtype)
     if y.size:
-        g = _padded(launcher, g, FORWARD, x.dtype.name)
+        g = _padded(launcher, g, FORWARD, _name(x.dtype))
         source = _with_zeros(launcher, source, source.ndim - 1, g.inputs)
         weights = _with_zeros(launcher, weights, weights.ndim - 2, g.inputs // g.groups)
         plan = _plan(launcher, g, FORWARD, gemm.ACTIVATIONS[activation], bias is not None, source, weights)
@@ -728,7 +734,7 @@ def weight_grad(launcher: Launcher, g: Geometry | None, x: Any, gradient: Any) -
         length = math.prod(g.kernel) * g.inputs
         total = gemm.multiply(launcher, source.reshape(count, length).T, rows.reshape(count, g.outputs))
     if total is NotImplemented:
-        wide = _padded(launcher, g, WEIGHT_GRAD, x.dtype.name)
+        wide = _padded(launcher, g, WEIGHT_GRAD, _name(x.dtype))
         source = _with_zeros(launcher, source, source.ndim - 1, wide.inputs)
         total = launcher.empty((*kernel, wide.inputs // g.groups, g.outputs), x.dtype)
         if total.size:
