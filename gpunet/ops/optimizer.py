@@ -430,8 +430,7 @@ def _update(
         dtype.name in launch.FLOATING
         and len(params) == len(grads)
         and _are_rows(params, dtype)
-        and _are_rows(grads, dtype)
-        and all(p.size == g.size for p, g in zip(params, grads))
+        and all(p.shape == g.shape and g.dtype == dtype for p, g in zip(params, grads))
         and _are_rows(states, accumulation_dtype(dtype))
         and all(s.size == size for s in states)
         and _is_readable(kind, lr, "float32", "float64")
@@ -470,6 +469,7 @@ def _update(
         first,
     )  # fmt: skip
     variant = _rule(rule, dtype.name, *flags)
+    grads = [launch.contiguous(launcher, g) for g in grads]
     for table in _tables(launcher, params, grads):
         launcher.launch(variant, (table.chunks, 1, 1), args + table.packed)
     return None

@@ -11,9 +11,11 @@ import numpy as np
 from gpunet import autograd
 from gpunet.backends import Backend, Device, backend_of_type
 from gpunet.creation import asarray
-from gpunet.dtypes import accumulation_dtype
+from gpunet.dtypes import accumulation_dtype, float64, int64
 from gpunet.errors import DeviceError, DTypeError, GradientError, ShapeError
+from gpunet.ops import optimizer as rules
 from gpunet.ops.op import Op
+from gpunet.ops.shape import reshape
 from gpunet.tensor import Tensor
 
 # Keys of a parameter group that are no options. `initial_lr` is the learning-rate schedulers'.
@@ -51,6 +53,9 @@ class Optimizer:
             between steps.
         defaults: as given.
         steps: how often `step` was called on this object.
+        capturable: False unless you set it. Where it is True, kernels read learning rate and count of steps from the
+            device's memory, so that a CUDA graph can be captured of a step and be replayed: take a step, capture one,
+            and call `before_replay` before each replay.
 
     Raises:
         TypeError: `params` is a single Tensor, or holds something that is no Tensor.
@@ -71,6 +76,7 @@ class Optimizer:
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
         self.steps = 0
+        self.capturable = False
         self._buckets: list[list[_Bucket]] = []  # for each group; empty until it is first needed
         self._placed: list[list[Tensor]] = []  # for each group, the parameters that its buckets hold
         groups: list[Any] = list(params)
@@ -187,7 +193,8 @@ class Optimizer:
 
         Raises:
             GradientError, DTypeError, DeviceError: a gradient does not have the shape, dtype or device of its
-                parameter. Nothing has been changed.
+                parameter, or a CUDA graph is being captured and this optimizer is not ready for that. Nothing has been
+                changed.
         """
         loss = None
         if closure is not None:
@@ -197,19 +204,58 @@ class Optimizer:
         for index, group in enumerate(self.param_groups):
             for bucket in self._laid_out(index):
                 bucket.collect(runs, group)
-        self.steps += 1
+        capturing = any(run.bucket.capturing() for run in runs)
+        if capturing:
+            self._check_ready(runs)
+        else:
+            self.steps += 1
         written: list[Tensor] = []
         for run in runs:
             bucket = run.bucket
             with bucket.backend.on(bucket.device):
-                self.update(run.group, run.step, run.params, run.grads, bucket.part(run.start, run.stop))
+                group, step = self._in_device_memory(run, capturing) if self.capturable else (run.group, run.step)
+                self.update(group, step, run.params, run.grads, bucket.part(run.start, run.stop))
             for slot, changed in zip(run.slots, run.params):
-                slot.step = run.step
+                if not capturing:
+                    slot.step = run.step
                 if slot.flat is None:
                     slot.scatter(changed)
                 written.append(slot.param)
         autograd.mark_written(written)
         return loss
+
+    def before_replay(self) -> None:
+        """Count the step that a CUDA graph is about to repeat, and give it the learning rates that the groups have now.
+
+        For graphs captured of a step of this optimizer, which must be `capturable`. Does not wait for the device.
+        """
+        self.steps += 1
+        for group, buckets in zip(self.param_groups, self._buckets):
+            for bucket in buckets:
+                bucket.before_replay(group)
+
+    def _check_ready(self, runs: list[_Run]) -> None:
+        """Raise DeviceError unless a CUDA graph may be captured of these runs."""
+        for run in runs:
+            if not self.capturable or (run.start, run.stop) not in run.bucket.cells:
+                raise DeviceError(
+                    f"{type(self).__name__}.step: a CUDA graph is being captured, which would repeat this step with "
+                    "its learning rate and count of steps; set `capturable` to True, and take a step (of all "
+                    "parameters that have gradients now) before the capture"
+                )
+
+    def _in_device_memory(self, run: _Run, capturing: bool) -> tuple[dict[str, Any], Any]:
+        """Options and step for `update`, of which the learning rate and the step are arrays in the device's memory."""
+        cells = run.bucket.cells.get((run.start, run.stop))
+        if cells is None:
+            cells = run.bucket.cells[run.start, run.stop] = _Cells(run.bucket.backend.xp)
+        if capturing:
+            cells.captured = True
+        else:
+            cells.write(run.group["lr"], run.step - 1)
+            cells.known_step = run.step
+        rules.count_step.implementation(type(cells.step))(cells.step)
+        return {**run.group, "lr": cells.lr}, cells.step if self.counts_steps else run.step
 
     def _laid_out(self, index: int) -> list[_Bucket]:
         """The buckets of a group, brought up to date with its parameters and options."""
@@ -426,7 +472,10 @@ class _Slot:
 
     def flatten(self, array: Any) -> Any:
         """The elements of an array of the parameter's shape, in the order that the state has."""
-        return (array if self.axes is None else array.transpose(self.axes)).reshape(-1)
+        array = array if self.axes is None else array.transpose(self.axes)
+        if self.device_varies and not array.flags.c_contiguous:
+            return reshape(array, shape=(-1,))  # the op, whose copy is a kernel
+        return array.reshape(-1)
 
     def unflatten(self, flat: Any) -> Any:
         """The inverse of `flatten`: a view of `flat`."""
@@ -451,7 +500,7 @@ class _Slot:
             raise DeviceError(
                 f"{self.name}, of shape {data.shape}, is on {self.param.device}, but its gradient is on {grad.device}"
             )
-        return g.reshape(-1) if self.axes is None else self.flatten(g)
+        return g.reshape(-1) if self.axes is None and not self.device_varies else self.flatten(g)
 
 
 class _Run:
@@ -469,6 +518,30 @@ class _Run:
         self.grads: list[Any] = []
 
 
+class _Cells:
+    """Learning rate and count of steps of a run in the device's memory.
+
+    Attributes:
+        lr, step: 0-d arrays, of float64 and int64.
+        known_lr, known_step: what they hold when all work that is queued is done.
+        captured: whether a CUDA graph advances them.
+    """
+
+    __slots__ = ("captured", "known_lr", "known_step", "lr", "step")
+
+    def __init__(self, xp: Any) -> None:
+        self.lr, self.step = xp.zeros((), dtype=float64), xp.zeros((), dtype=int64)
+        self.known_lr, self.known_step = 0.0, 0
+        self.captured = False
+
+    def write(self, lr: float, step: int) -> None:
+        """Make them these."""
+        if lr != self.known_lr:
+            self.lr[...] = self.known_lr = lr
+        if step != self.known_step:
+            self.step[...] = self.known_step = step
+
+
 class _Bucket:
     """The parameters of a group that have one dtype and are on one device, and their state.
 
@@ -476,6 +549,7 @@ class _Bucket:
         slots: the parameters, smaller ones first, so that the update rule can take small ones together; but last those
             behind which the state of others would not lie at multiples of 16 bytes, as fast kernels want it.
         state: for each quantity, a 1-D array that holds the values of all parameters one after the other.
+        cells: of optimizers that are `capturable`: learning rate and step for each run, by its start and stop.
     """
 
     def __init__(self, device: Device, slots: list[_Slot]) -> None:
@@ -488,6 +562,25 @@ class _Bucket:
         self.backend: Backend = backend_of_type(type(slots[0].data))
         self.dtype = accumulation_dtype(slots[0].data.dtype)
         self.state: dict[str, Any] = {}
+        self.cells: dict[tuple[int, int], _Cells] = {}
+
+    def capturing(self) -> bool:
+        """Whether the device's work goes into a CUDA graph now."""
+        if self.backend.launcher is None or self.backend.platform != "cuda":
+            return False
+        with self.backend.on(self.device):
+            return self.backend.launcher("optimizer").capturing()
+
+    def before_replay(self, group: Mapping[str, Any]) -> None:
+        """See `Optimizer`. Of the runs that were captured."""
+        for (start, stop), cells in self.cells.items():
+            if cells.captured:
+                slots = [slot for slot in self.slots if start <= slot.start and slot.stop <= stop]
+                with self.backend.on(self.device):
+                    cells.write(group["lr"], slots[-1].step)
+                cells.known_step += 1
+                for slot in slots:
+                    slot.step = cells.known_step
 
     def add(self, name: str, value: float) -> None:
         with self.backend.on(self.device):
