@@ -270,14 +270,15 @@ __global__ void __launch_bounds__(LONG_THREADS) rows_moments(const __grid_consta
     __shared__ Moments<F> found[LONG_THREADS];
     for (long long row = blockIdx.x; row < args.rows; row += gridDim.x) {
         const Stored<T>* from = static_cast<const Stored<T>*>(args.x) + row * args.columns;
+        const F start = RMS ? F(0) : Number<T>::load(from[0]);  // so that few digits are lost far from zero
         Moments<F> m{F(0), F(0), F(0)};
         for (int c = threadIdx.x * VECTOR; c < args.columns; c += LONG_THREADS * VECTOR) {
             F x[VECTOR];
             load_vector<T, VECTOR>(from + c, true, VECTOR, x);
             F sum = F(0), squares = F(0);
 #pragma unroll
-            for (int j = 0; j < VECTOR; j++) sum += x[j];
-            const F mean = RMS ? F(0) : sum / F(VECTOR);
+            for (int j = 0; j < VECTOR; j++) x[j] -= start, sum += x[j];
+            const F mean = RMS ? F(0) : sum * (F(1) / F(VECTOR));
 #pragma unroll
             for (int j = 0; j < VECTOR; j++) squares += (x[j] - mean) * (x[j] - mean);
             m.join({F(VECTOR), mean, squares});
@@ -289,7 +290,7 @@ __global__ void __launch_bounds__(LONG_THREADS) rows_moments(const __grid_consta
         }
         if (threadIdx.x == 0) {
             F* to = static_cast<F*>(args.moments) + 2 * row;
-            to[0] = found[0].mean;
+            to[0] = start + found[0].mean;
             to[1] = inverse_root(found[0].squares / F(args.columns) + F(args.eps));
         }
         __syncthreads();
@@ -430,7 +431,8 @@ struct ChannelArgs {
     void* to;
     void* to_y;     // the gradient of the residual
     void* partial;  // (images, chunks, 2, columns)
-    void* sums;     // (images, 2, columns): of g times the normalized x, and of g
+    void* to_weight;  // sums of g times the normalized x for each column, 2 * columns further for each image
+    void* to_bias;    // the same of g
     void* terms;    // (images, columns / group, 2): of g * weight, and that times the normalized x, by their number
     long long rows;    // of an image
     long long height;  // rows of a chunk
@@ -465,15 +467,24 @@ struct Chunk {
     }
 };
 
+// What means are counted from: an element of the group, so that few digits are lost where all are far from zero.
+template <class T>
+DEVICE Computed<T> start_of(const ChannelArgs& args, long long image, int column) {
+    const long long first = image * args.rows * args.columns + column / args.group * args.group;
+    return Number<T>::load(static_cast<const Stored<T>*>(args.x)[first]);
+}
+
 template <class T, int VECTOR>
 __global__ void __launch_bounds__(256) channel_moments(const __grid_constant__ ChannelArgs args) {
     using F = Computed<T>;
     __shared__ F means[256][VECTOR], squares[256][VECTOR], counts[256];
     const Chunk<VECTOR> chunk(args, blockIdx.x);
-    F count = F(0), mean[VECTOR], square[VECTOR];
+    F count = F(0), mean[VECTOR], square[VECTOR], start[VECTOR];
 #pragma unroll
     for (int j = 0; j < VECTOR; j++) mean[j] = square[j] = F(0);
     if (chunk.inside) {
+#pragma unroll
+        for (int j = 0; j < VECTOR; j++) start[j] = start_of<T>(args, chunk.image, chunk.column + j);
 #pragma unroll 4
         for (long long row = chunk.start + chunk.part; row < chunk.stop; row += chunk.parts) {
             F x[VECTOR];
@@ -482,9 +493,9 @@ __global__ void __launch_bounds__(256) channel_moments(const __grid_constant__ C
             const F share = F(1) / count;
 #pragma unroll
             for (int j = 0; j < VECTOR; j++) {
-                const F away = x[j] - mean[j];
+                const F from_start = x[j] - start[j], away = from_start - mean[j];
                 mean[j] += away * share;
-                square[j] += away * (x[j] - mean[j]);
+                square[j] += away * (from_start - mean[j]);
             }
         }
     }
@@ -513,8 +524,9 @@ __global__ void __launch_bounds__(256) channel_moments(const __grid_constant__ C
 }
 
 // A block has a group of columns of an image.
-template <class F>
+template <class T>
 __global__ void __launch_bounds__(128) channel_combine(const __grid_constant__ ChannelArgs args) {
+    using F = Computed<T>;
     __shared__ Moments<F> found[128];
     const int groups = args.columns / args.group;
     const long long image = blockIdx.x / groups;
@@ -533,7 +545,7 @@ __global__ void __launch_bounds__(128) channel_combine(const __grid_constant__ C
         if (threadIdx.x < step) found[threadIdx.x].join(found[threadIdx.x + step]);
     }
     if (threadIdx.x == 0) {
-        static_cast<F*>(const_cast<void*>(args.mean))[blockIdx.x] = found[0].mean;
+        static_cast<F*>(const_cast<void*>(args.mean))[blockIdx.x] = start_of<T>(args, image, first) + found[0].mean;
         static_cast<F*>(const_cast<void*>(args.variance))[blockIdx.x] = found[0].squares / found[0].count;
     }
 }
@@ -664,9 +676,8 @@ __global__ void __launch_bounds__(128) channel_grad_combine(const __grid_constan
         if (part == 0 && inside) {
             a = found[0][threadIdx.x];
             s = found[1][threadIdx.x];
-            F* to = static_cast<F*>(args.sums) + 2 * image * args.columns + column;
-            to[0] = a;
-            to[args.columns] = s;
+            static_cast<F*>(args.to_weight)[2 * image * args.columns + column] = a;
+            static_cast<F*>(args.to_bias)[2 * image * args.columns + column] = s;
             F weight = F(1);
             if (args.weight) weight = static_cast<F>(Number<W>::load(static_cast<const Stored<W>*>(args.weight)[column]));
             along += weight * a;

@@ -16,7 +16,7 @@ from gpunet.ops import launch
 Ints = tuple[int, ...]
 _ROWS = Struct("8Pq2id")
 _SUMS = Struct("3Pqi4x")
-_CHANNELS = Struct("12P2q5i4xd")
+_CHANNELS = Struct("13P2q5i4xd")
 _RUNNING = Struct("4Pi4x2d")
 _HELD = 16  # elements of a row that a thread has, as in kernels/norm.cu
 _LANES = (32, 64, 128, 256, 512)  # threads that a row may have
@@ -130,8 +130,6 @@ def rows_grad(
 def _sums(launcher: Launcher, partial: Any, dtype: Any) -> tuple[Any, Any]:
     """The sums of `partial` (count, 2, columns) over its first axis."""
     count, _two, columns = partial.shape
-    if count == 1 and partial.dtype == dtype:
-        return partial[0, 0], partial[0, 1]
     weight, bias = (launcher.empty((columns,), dtype) for _ in range(2))
     args = _SUMS.pack(*_pointers(launcher, partial, weight, bias), count, columns)
     variant = Variant("norm", f"columns_sum<{launch.NUMBERS[dtype.name]}>", 256)
@@ -265,10 +263,12 @@ def _launch_channels(
     to: Any = None,
     to_y: Any = None,
     partial: Any = None,
-    sums: Any = None,
+    to_weight: Any = None,
+    to_bias: Any = None,
     terms: Any = None,
 ) -> None:
-    pointers = _pointers(launcher, x, y, g, weight, bias, mean, variance, to, to_y, partial, sums, terms)
+    arrays = (x, y, g, weight, bias, mean, variance, to, to_y, partial, to_weight, to_bias, terms)
+    pointers = _pointers(launcher, *arrays)
     words = how.images, plan.chunks, how.columns, how.group, plan.lanes
     launcher.launch(variant, (blocks, 1, 1), _CHANNELS.pack(*pointers, how.rows, plan.height, *words, eps))
 
@@ -286,9 +286,9 @@ def _moments(launcher: Launcher, x: Any, how: Channels) -> tuple[Any, Any]:
     variant = _channel_variant("channel_moments", launch.NUMBERS[x.dtype.name], vector)
     _launch_channels(launcher, variant, plan.blocks, how, plan, 0.0, x=x, partial=partial)
     mean, variance = (launcher.empty(how.statistics, wide) for _ in range(2))
-    variant = Variant("norm", f"channel_combine<{launch.NUMBERS[wide.name]}>", 128)
+    variant = Variant("norm", f"channel_combine<{launch.NUMBERS[x.dtype.name]}>", 128)
     blocks = how.images * how.columns // how.group
-    _launch_channels(launcher, variant, blocks, how, plan, 0.0, partial=partial, mean=mean, variance=variance)
+    _launch_channels(launcher, variant, blocks, how, plan, 0.0, x=x, partial=partial, mean=mean, variance=variance)
     return mean, variance
 
 
@@ -344,7 +344,10 @@ def channels_grad(
     plan = _plan(how.images, how.rows, how.columns, vector, launcher.processors * 4)
     groups = how.columns // how.group
     partial = launcher.empty((how.images, plan.chunks, 2, how.columns), wide)
-    sums = launcher.empty((how.images, 2, how.columns), wide)
+    dtype = (x if weight is None else weight).dtype
+    direct = how.images == 1 and dtype == wide  # else what is found for each image is added up
+    sums = None if direct else launcher.empty((how.images, 2, how.columns), wide)
+    to_weight, to_bias = (launcher.empty((how.columns,), dtype) for _ in range(2)) if sums is None else sums[0]
     terms = launcher.empty((how.images, groups, 2), wide)
     mask = "OUTPUT" if output is not None else "AGAIN" if relu else "ALL"
     arrays = {"x": x, "y": output, "g": g, "weight": weight, "bias": bias, "mean": mean, "variance": variance}
@@ -353,14 +356,15 @@ def channels_grad(
     _launch_channels(launcher, variant, plan.blocks, how, plan, eps, **arrays, partial=partial)
     variant = Variant("norm", f"channel_grad_combine<{names[1]}, {launch.NUMBERS[wide.name]}>", 128)
     along = plan._replace(lanes=min(128, 1 << (how.group - 1).bit_length()))
-    found = {"partial": partial, "sums": sums, "terms": terms}
+    found = {"partial": partial, "to_weight": to_weight, "to_bias": to_bias, "terms": terms}
     _launch_channels(launcher, variant, how.images * groups, how, along, eps, weight=weight, **found)
     dx = launcher.empty(x.shape, x.dtype)
     to_residual = None if output is None else launcher.empty(x.shape, x.dtype)
     plan = _plan(how.images, how.rows, how.columns, vector, launcher.processors * 8)
     variant = _channel_variant("channel_grad_apply", *names)
     _launch_channels(launcher, variant, plan.blocks, how, plan, eps, **arrays, terms=terms, to=dx, to_y=to_residual)
-    to_weight, to_bias = _sums(launcher, sums, (x if weight is None else weight).dtype)
+    if sums is not None:
+        to_weight, to_bias = _sums(launcher, sums, dtype)
     return (
         _as_it_was(dx, how),
         to_weight.reshape(how.parameters),
@@ -411,7 +415,7 @@ def _variants() -> Iterable[Variant]:
     yield Variant("norm", "rows_sums<float, float, 4, false, false>", 512)
     yield Variant("norm", "rows_sums<float, float, 4, false, true>", 512)
     yield Variant("norm", "rows_columns<float, 4>", 256)
-    yield Variant("norm", "channel_combine<float>", 128)
+    yield Variant("norm", "channel_combine<half>", 128)
     yield Variant("norm", "channel_grad_combine<float, float>", 128)
     yield _channel_variant("channel_apply", "float", "float", "float", 4, "true", "true")
     yield _channel_variant("channel_grad_sums", "float", "float", 4, "OUTPUT")
