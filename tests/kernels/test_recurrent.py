@@ -220,13 +220,16 @@ def test_a_layer_trains_as_on_the_cpu(kind: str, dtype: str, kernel_device: Back
     for device in ("cpu", kernel_device.name):
         gn.manual_seed(0)
         layer = getattr(nn, kind)(6, 8, num_layers=2, bidirectional=True, batch_first=True).to(device).to(dtype)
+        given = gn.tensor(x, device=device)
         log: list[Any] = []
-        with emulation(log=log):
-            y = layer(gn.tensor(x, device=device))[0]
+        host: list[str] = []
+        with emulation(log=log, host=host):
+            y = layer(given)[0]
             (y * y).sum().backward()
         found.append([y.detach().cpu().numpy(), *(p.grad.cpu().numpy() for p in layer.parameters())])
         steps = [name.split("<")[0] for name, _grid in log if "_step<" in name]
         if device == "emulated":
+            assert host == []
             assert steps == [f"{kind.lower()}_step"] * 12 + [f"{kind.lower()}_grad_step"] * 12
     tolerance = {"float32": 1e-5, "float16": 2e-2}[dtype]
     for got, expected in zip(found[1], found[0]):
