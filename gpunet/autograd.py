@@ -24,9 +24,11 @@ from gpunet.backends import backend_of_type
 from gpunet.dtypes import default_dtype, is_floating
 from gpunet.errors import DeviceError, DTypeError, GradientError, ShapeError
 from gpunet.ops import elementwise as ew
-from gpunet.ops.op import Op, describe
+from gpunet.ops.chain import differentiate
+from gpunet.ops.launch import full
+from gpunet.ops.op import Op, describe, kernel_launcher
 from gpunet.ops.reduce import sum
-from gpunet.ops.shape import copy, reshape
+from gpunet.ops.shape import astype, copy, reshape
 from gpunet.tensor import Memory, Tensor
 
 _clock = count(1).__next__  # next() on it is atomic under the GIL, so threads may record at the same time
@@ -606,7 +608,9 @@ def _seed(tensor: Tensor, gradient: Any, create_graph: bool) -> Any:
             seed = np.empty(tensor.data.shape, tensor.data.dtype)
             seed.fill(1)
         else:
-            seed = tensor._backend().xp.ones_like(tensor.data)
+            launcher = kernel_launcher(tensor.data)
+            ones_like = tensor._backend().xp.ones_like
+            seed = ones_like(tensor.data) if launcher is None else full(launcher, tensor.shape, 1, tensor.dtype)
         return Tensor._wrap(seed) if create_graph else seed
     if not isinstance(gradient, Tensor):
         gradient = Tensor._wrap(tensor._backend().xp.asarray(gradient, dtype=tensor.dtype))
@@ -670,6 +674,7 @@ def _flow(
         create_graph, retain_graph: as in `backward`.
     """
     kind: Any = None
+    launches = False  # whether the device has kernels
     xp: Any = _namespace() if create_graph else None
     known, take = pending.get, pending.pop
     sums = ew.add.implementations
@@ -690,6 +695,7 @@ def _flow(
         if type(g) is not kind and not create_graph and type(g) is not tuple:  # the first, or from another device
             kind = type(g)
             xp = backend_of_type(kind).xp
+            launches = kernel_launcher(g) is not None
         # Whether what is found has the shape and dtype of the node, so that they need not be asked for.
         whole = is_pair = False
         if op.passes_on:
@@ -699,8 +705,8 @@ def _flow(
             wants = inputs if wanted is None else [n if n in wanted else None for n in inputs]  # type: ignore[union-attr]
             y = node if node.output is None else _output(node, False)
             found = op.raw_derivative(xp, g, y, wants, *_values(node, False))
-        elif op.derivatives is None:
-            found = _differentiate(node, xp, g, create_graph)
+        elif op.derivatives is None or launches:
+            found = _differentiate(node, xp, g, create_graph, launches)
             arguments = ()
         else:
             found = op.derivatives
@@ -734,11 +740,13 @@ def _flow(
             before = known(parent)
             if before is None:
                 pending[parent] = gi
-            elif parent in summed:
+            elif parent in summed and not launches:
                 before += gi
                 pending[parent] = before  # a 0-d sum is a number, which += does not change
+            elif parent in summed:
+                ew.add.write(xp, before, gi, _NONE)
             else:
-                pending[parent] = sums.get(type(before), plus)(before, gi)
+                pending[parent] = (ew.add if launches else sums.get(type(before), plus))(before, gi)
                 if not create_graph:
                     summed.add(parent)
         if not retain_graph:
@@ -748,12 +756,14 @@ def _flow(
         arguments = ()
 
 
-def _differentiate(node: Node, xp: Any, g: Any, create_graph: bool) -> tuple[Any, ...]:
-    """What the derivative of a node's op says, for each input."""
+def _differentiate(node: Node, xp: Any, g: Any, create_graph: bool, launches: bool) -> tuple[Any, ...]:
+    """What the derivative of a node's op says, for each input; `launches`: by a device's kernels."""
     op = node.op
     values: Any = node.saved if op.keeps_none else _values(node, create_graph)
     y = node if node.output is None else _output(node, create_graph)
-    if op.param_names:
+    if launches and type(g) is not tuple:
+        found = differentiate(op.derivative, xp, (g, y, *values), {**op.defaults, **node.params})
+    elif op.param_names:
         found = op.derivative(xp, g, y, *values, **{**op.defaults, **node.params})
     else:
         found = op.derivative(xp, g, y, *values)
@@ -812,7 +822,7 @@ def _unbroadcast(g: Any, shape: tuple[int, ...], op: Op) -> Any:
 def _cast_gradient(xp: Any, g: Any, dtype: np.dtype) -> Any:
     if g.dtype.kind == "c" and dtype.kind == "f":
         g = xp.real(g)
-    return xp.astype(g, dtype)
+    return astype(g, dtype=dtype)
 
 
 def _accumulate(node: Node, g: Any, owned: set[int]) -> None:

@@ -1,4 +1,4 @@
-// One functor (elementwise.cuh) applied to the elements of up to four inputs: arrays, or numbers among the arguments.
+// One functor (elementwise.cuh) applied to the elements of up to six inputs: arrays, or numbers among the arguments.
 //
 //   elementwise_dense    All arrays lie alike and without gaps, in whatever order of axes: no index arithmetic. A thread
 //                        takes N adjacent elements of each array, by one access of up to 16 bytes.
@@ -12,7 +12,7 @@
 // result may be an input: a thread has read its elements before it writes them.
 #include "elementwise.cuh"
 
-constexpr int MOST_INPUTS = 4;
+constexpr int MOST_INPUTS = 6;
 
 // In the place of an input's type: a number among the arguments, or no input.
 struct Constant {};
@@ -86,21 +86,35 @@ struct Input<C, N, None> : Input<C, N, Constant> {
 };
 
 // The inputs of a functor, and what it makes of them.
-template <class F, class C, class To, int N, class First, class Second, class Third, class Fourth>
+template <class F, class C, class To, int N, class First, class Second, class Third, class Fourth, class Fifth,
+          class Sixth>
 struct Inputs {
     Input<C, N, First> first;
     Input<C, N, Second> second;
     Input<C, N, Third> third;
     Input<C, N, Fourth> fourth;
+    Input<C, N, Fifth> fifth;
+    Input<C, N, Sixth> sixth;
 
     DEVICE explicit Inputs(const double (&constants)[MOST_INPUTS])
-        : first(constants[0]), second(constants[1]), third(constants[2]), fourth(constants[3]) {}
+        : first(constants[0]),
+          second(constants[1]),
+          third(constants[2]),
+          fourth(constants[3]),
+          fifth(constants[4]),
+          sixth(constants[5]) {}
 
     DEVICE void store(void* array, long long offset, bool whole, int count) const {
         Computed<To> y[N];
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            if constexpr (is_input<Fourth>)
+            if constexpr (is_input<Sixth>)
+                y[i] = static_cast<Computed<To>>(
+                    F::of(first.at[i], second.at[i], third.at[i], fourth.at[i], fifth.at[i], sixth.at[i]));
+            else if constexpr (is_input<Fifth>)
+                y[i] = static_cast<Computed<To>>(
+                    F::of(first.at[i], second.at[i], third.at[i], fourth.at[i], fifth.at[i]));
+            else if constexpr (is_input<Fourth>)
                 y[i] = static_cast<Computed<To>>(F::of(first.at[i], second.at[i], third.at[i], fourth.at[i]));
             else if constexpr (is_input<Third>)
                 y[i] = static_cast<Computed<To>>(F::of(first.at[i], second.at[i], third.at[i]));
@@ -113,9 +127,10 @@ struct Inputs {
     }
 };
 
-template <class F, class C, class To, int N, class First, class Second = None, class Third = None, class Fourth = None>
+template <class F, class C, class To, int N, class First, class Second = None, class Third = None, class Fourth = None,
+          class Fifth = None, class Sixth = None>
 __global__ void __launch_bounds__(256) elementwise_dense(const __grid_constant__ DenseArgs args) {
-    Inputs<F, C, To, N, First, Second, Third, Fourth> inputs(args.constants);
+    Inputs<F, C, To, N, First, Second, Third, Fourth, Fifth, Sixth> inputs(args.constants);
     for (long long i = (blockIdx.x * 256ll + threadIdx.x) * N; i < args.count; i += gridDim.x * 256ll * N) {
         const int count = static_cast<int>(min(args.count - i, static_cast<long long>(N)));
         const bool whole = count == N;
@@ -123,14 +138,18 @@ __global__ void __launch_bounds__(256) elementwise_dense(const __grid_constant__
         inputs.second.load(args.from[1], i, whole, count, false);
         inputs.third.load(args.from[2], i, whole, count, false);
         inputs.fourth.load(args.from[3], i, whole, count, false);
+        inputs.fifth.load(args.from[4], i, whole, count, false);
+        inputs.sixth.load(args.from[5], i, whole, count, false);
         inputs.store(args.to, i, whole, count);
     }
 }
 
-template <class F, class C, class To, int N, class First, class Second = None, class Third = None, class Fourth = None>
+template <class F, class C, class To, int N, class First, class Second = None, class Third = None, class Fourth = None,
+          class Fifth = None, class Sixth = None>
 __global__ void __launch_bounds__(256) elementwise_strided(const __grid_constant__ StridedArgs args) {
-    Inputs<F, C, To, N, First, Second, Third, Fourth> inputs(args.constants);
-    constexpr bool USED[] = {is_array<First>, is_array<Second>, is_array<Third>, is_array<Fourth>, true};
+    Inputs<F, C, To, N, First, Second, Third, Fourth, Fifth, Sixth> inputs(args.constants);
+    constexpr bool USED[] = {is_array<First>, is_array<Second>, is_array<Third>, is_array<Fourth>,
+                             is_array<Fifth>, is_array<Sixth>,  true};
     const int last = args.axes.count - 1;
     for (long long i = blockIdx.x * 256ll + threadIdx.x; i < args.count; i += gridDim.x * 256ll) {
         long long rest = i * N, offsets[MOST_INPUTS + 1] = {};
@@ -152,6 +171,8 @@ __global__ void __launch_bounds__(256) elementwise_strided(const __grid_constant
         inputs.second.load(args.from[1], offsets[1], true, N, N > 1 && !args.strides[1][last]);
         inputs.third.load(args.from[2], offsets[2], true, N, N > 1 && !args.strides[2][last]);
         inputs.fourth.load(args.from[3], offsets[3], true, N, N > 1 && !args.strides[3][last]);
+        inputs.fifth.load(args.from[4], offsets[4], true, N, N > 1 && !args.strides[4][last]);
+        inputs.sixth.load(args.from[5], offsets[5], true, N, N > 1 && !args.strides[5][last]);
         inputs.store(args.to, offsets[MOST_INPUTS], true, N);
     }
 }

@@ -232,6 +232,27 @@ BINARY(softplus, (larger(a * b, T(0)) + ::log1p(::exp(-magnitude(a * b)))) / b)
 
 }  // namespace op
 
+// Several functors as one, as gpunet/ops/chain.py writes them: Apply<op::add, Argument<0>, Apply<op::exp, Argument<1>>>
+// is a + exp(b). What a part gives, a truth value for instance, is a number of type T to the next.
+template <int I>
+struct Argument {
+    template <class T, class... Rest>
+    static DEVICE T of(T a, Rest... rest) {
+        if constexpr (I == 0)
+            return a;
+        else
+            return Argument<I - 1>::of(rest...);
+    }
+};
+
+template <class F, class... Parts>
+struct Apply {
+    template <class T, class... Rest>
+    static DEVICE auto of(T a, Rest... rest) {
+        return F::of(static_cast<T>(Parts::of(a, rest...))...);
+    }
+};
+
 #undef UNARY
 #undef BINARY
 #undef TERNARY

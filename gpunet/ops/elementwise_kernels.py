@@ -16,7 +16,7 @@ from gpunet.errors import DeviceError
 from gpunet.ops import launch
 from gpunet.ops.op import Op, describe, kernels_mode
 
-MOST_INPUTS = 4  # as in kernels/elementwise.cu
+MOST_INPUTS = 6  # as in kernels/elementwise.cu
 
 
 class Rule(NamedTuple):
@@ -47,6 +47,9 @@ class Types(NamedTuple):
     result: np.dtype
 
 
+FUNCTORS: dict[str, Op] = {}  # by name, the ops that a functor of kernels/elementwise.cuh computes
+
+
 def attach(op: Op, like: Any = None, *, floating: bool = False, only_floating: bool = False) -> None:
     """Give `op` the functor of its name as a kernel candidate, and as what writes its results in place.
 
@@ -58,6 +61,7 @@ def attach(op: Op, like: Any = None, *, floating: bool = False, only_floating: b
     """
     rule = Rule(getattr(np, op.name) if like is None else like, floating, only_floating)
     functor, names = op.name, op.param_names
+    FUNCTORS[op.name] = op
 
     @op.kernel("elementwise")
     def run(launcher: Launcher, *args: Any, **params: Any) -> Any:
@@ -72,7 +76,7 @@ def apply(launcher: Launcher, functor: str, rule: Rule, inputs: Sequence[Any], o
 
     Args:
         launcher: of the arrays' device.
-        functor: its name in kernels/elementwise.cuh.
+        functor: its name in kernels/elementwise.cuh, or several as gpunet/ops/chain.py writes them.
         rule: how types are converted.
         inputs: arrays, NumPy and Python numbers.
         out: an array to write the results to; None for a new one, whose axes lie as those of the first of the inputs
@@ -287,26 +291,19 @@ def variant_of(
     """The kernel that applies a functor.
 
     Args:
-        functor: its name in kernels/elementwise.cuh.
+        functor: its name in kernels/elementwise.cuh, or several as gpunet/ops/chain.py writes them.
         computed, result: names of the dtypes that it is computed in, and that the result has.
         vector: how many elements a thread takes at a time.
         inputs: names of the inputs' dtypes; None for a number.
         dense: whether all arrays lie alike.
     """
     kernel = "elementwise_dense" if dense else "elementwise_strided"
-    kinds = ", ".join("Constant" if name is None else launch.NUMBERS[name] for name in inputs)
-    numbers = launch.NUMBERS[computed], launch.NUMBERS[result]
-    instructions = (
-        ()
-        if vector * max(np.dtype(n).itemsize if n != "bfloat16" else 2 for n in (result, *filter(None, inputs))) < 16
-        else (r"LDG\S*128",)
-    )
-    return Variant(
-        "elementwise",
-        f"{kernel}<op::{functor}, {', '.join(numbers)}, {vector}, {kinds}>",
-        256,
-        instructions=instructions,
-    )
+    types = [launch.NUMBERS[computed], launch.NUMBERS[result], str(vector)]
+    types += ["Constant" if name is None else launch.NUMBERS[name] for name in inputs]
+    widest = max(2 if name == "bfloat16" else np.dtype(name).itemsize for name in (result, *filter(None, inputs)))
+    wide = (r"LDG\S*128",) if vector * widest == 16 else ()
+    functor = functor if functor.startswith("Apply<") else f"op::{functor}"
+    return Variant("elementwise", f"{kernel}<{functor}, {', '.join(types)}>", 256, instructions=wide)
 
 
 @register_variants

@@ -13,8 +13,9 @@ import numpy as np
 from gpunet.dtypes import default_dtype
 from gpunet.errors import GradientError, ShapeError
 from gpunet.ops import reduce_kernels as cuda
+from gpunet.ops.chain import fused
 from gpunet.ops.op import op
-from gpunet.ops.shape import axes_of, axis_of, broadcast_to, expand_dims, flip
+from gpunet.ops.shape import astype, axes_of, axis_of, broadcast_to, expand_dims, flip
 
 
 def _expand(y: Any, x: Any, axis: Any, keepdims: bool) -> Any:
@@ -57,7 +58,14 @@ def _spread(g: Any, factor: float, x: Any, axis: Any, keepdims: bool) -> Any:
         y.fill(g.item() * factor)
         return y
     g = _expand(g, x, axis, keepdims)
-    return broadcast_to(g if factor == 1.0 else g * factor, shape=x.shape)
+    return broadcast_to(g if factor == 1.0 else _scaled(None, g, factor), shape=x.shape)
+
+
+_scaled = fused(lambda xp, g, factor: g * factor)
+_along_centred = fused(lambda xp, g, x, mean, factor: g * (x - mean) * factor)
+_along_deviation = fused(lambda xp, g, y, x, mean, factor: g / y * (x - mean) * factor)
+_hits = fused(lambda xp, x, y: (x == y) * 1.0)
+_shared = fused(lambda xp, g, hits, count: g * hits / count)
 
 
 _SMALL = 2000  # elements that are written as fast as a view is made, and then read faster
@@ -87,8 +95,8 @@ def var(xp, x, *, axis=None, correction=0.0, keepdims=False):
 
 @var.vjp
 def _(xp, g, _y, x, *, axis, correction, keepdims):
-    centred = x - mean(x, axis=axis, keepdims=True)
-    return _expand(g, x, axis, keepdims) * centred * (2.0 * _one_over(_length(x, axis) - correction))
+    factor = 2.0 * _one_over(_length(x, axis) - correction)
+    return _along_centred(xp, _expand(g, x, axis, keepdims), x, mean(x, axis=axis, keepdims=True), factor)
 
 
 @op
@@ -99,9 +107,9 @@ def std(xp, x, *, axis=None, correction=0.0, keepdims=False):
 
 @std.vjp
 def _(xp, g, y, x, *, axis, correction, keepdims):
-    centred = x - mean(x, axis=axis, keepdims=True)
-    scale = _expand(g, x, axis, keepdims) / _expand(y, x, axis, keepdims)
-    return scale * centred * _one_over(_length(x, axis) - correction)
+    g, y = _expand(g, x, axis, keepdims), _expand(y, x, axis, keepdims)
+    factor = _one_over(_length(x, axis) - correction)
+    return _along_deviation(xp, g, y, x, mean(x, axis=axis, keepdims=True), factor)
 
 
 def _statistic(xp: Any, function: Any, x: Any, **options: Any) -> Any:
@@ -119,10 +127,10 @@ def _one_over(degrees: float) -> float:
 
 def _extreme_vjp(xp: Any, g: Any, y: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
     """The gradient goes to the extreme element; where several are equal, they share it evenly."""
-    hits = (x == _expand(y, x, axis, keepdims)) * 1.0
+    hits = _hits(xp, x, _expand(y, x, axis, keepdims))
     if hits.dtype != x.dtype:
-        hits = xp.astype(hits, x.dtype)
-    return _expand(g, x, axis, keepdims) * hits / xp.sum(hits, axis=axis, keepdims=True)
+        hits = astype(hits, dtype=x.dtype)
+    return _shared(xp, _expand(g, x, axis, keepdims), hits, sum(hits, axis=axis, keepdims=True))
 
 
 @op
