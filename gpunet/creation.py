@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from gpunet import dtypes
 from gpunet.backends import Device, backend_of_type, get_backend, resolve
 from gpunet.errors import DTypeError, ShapeError
+from gpunet.ops import creation_kernels as cuda
+from gpunet.ops.random_kernels import launcher_of
 from gpunet.ops.shape import broadcast_to, reshape, stack, transfer
 from gpunet.tensor import Tensor
 
@@ -127,11 +130,23 @@ def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> T
     return asarray(raw, device=device, copy=copy)
 
 
-def _make(function: str, *args: Any, dtype: Any, device: Any) -> Tensor:
+def _made(device: Any, kernel: Callable[..., Any], reference: Callable[..., Any]) -> Tensor:
+    """What `kernel(launcher)` makes where the device has kernels and one applies; else what `reference(xp)` does."""
     where = get_device(device)
     backend = get_backend(where)
+    launcher = launcher_of(where)
     with backend.on(where):
-        return Tensor._wrap(getattr(backend.xp, function)(*args, dtype=dtype))
+        y = NotImplemented if launcher is None else kernel(launcher)
+        return Tensor._wrap(reference(backend.xp) if y is NotImplemented else y)
+
+
+def _full(name: str, shape: Any, value: Any, dtype: Any, device: Any) -> Tensor:
+    dtype, rest = np.dtype(dtype), () if name != "full" else (value,)
+    return _made(
+        device,
+        lambda launcher: cuda.full(launcher, shape, value, dtype),
+        lambda xp: getattr(xp, name)(shape, *rest, dtype=dtype),
+    )
 
 
 def _floating(dtype: Any) -> Any:
@@ -140,24 +155,24 @@ def _floating(dtype: Any) -> Any:
 
 def empty(shape: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
     """Of `shape`, with whatever the memory happens to hold."""
-    return _make("empty", shape, dtype=_floating(dtype), device=device)
+    return _made(device, lambda launcher: NotImplemented, lambda xp: xp.empty(shape, dtype=_floating(dtype)))
 
 
 def zeros(shape: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
     """Of `shape`, all zero."""
-    return _make("zeros", shape, dtype=_floating(dtype), device=device)
+    return _full("zeros", shape, 0, _floating(dtype), device)
 
 
 def ones(shape: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
     """Of `shape`, all one."""
-    return _make("ones", shape, dtype=_floating(dtype), device=device)
+    return _full("ones", shape, 1, _floating(dtype), device)
 
 
 def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
     """Of `shape`, all `fill_value`, which decides the dtype if none is given."""
     if dtype is None:
         dtype = dtypes.default_dtype() if isinstance(fill_value, float) else np.asarray(fill_value).dtype
-    return _make("full", shape, fill_value, dtype=dtype, device=device)
+    return _full("full", shape, fill_value, dtype, device)
 
 
 def _like(x: Tensor, dtype: Any, device: Any) -> dict[str, Any]:
@@ -190,25 +205,33 @@ def arange(start: Any, /, stop: Any = None, step: Any = 1, *, dtype: Any = None,
         start, stop = 0, start
     if dtype is None and any(isinstance(v, float) for v in (start, stop, step)):
         dtype = dtypes.default_dtype()
-    return _make("arange", start, stop, step, dtype=dtype, device=device)
+    return _made(
+        device,
+        lambda launcher: cuda.arange(launcher, start, stop, step, dtype),
+        lambda xp: xp.arange(start, stop, step, dtype=dtype),
+    )
 
 
 def linspace(
     start: Any, stop: Any, /, num: int, *, dtype: Any = None, device: Any = None, endpoint: bool = True
 ) -> Tensor:
     """`num` evenly spaced numbers from `start` to `stop`, which is included if `endpoint`."""
-    where = get_device(device)
-    backend = get_backend(where)
-    with backend.on(where):
-        return Tensor._wrap(backend.xp.linspace(start, stop, num, dtype=_floating(dtype), endpoint=endpoint))
+    dtype = _floating(dtype)
+    return _made(
+        device,
+        lambda launcher: cuda.linspace(launcher, start, stop, num, dtype, endpoint),
+        lambda xp: xp.linspace(start, stop, num, dtype=dtype, endpoint=endpoint),
+    )
 
 
 def eye(n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: Any = None, device: Any = None) -> Tensor:
     """A matrix with ones on its k-th diagonal and zeros elsewhere."""
-    where = get_device(device)
-    backend = get_backend(where)
-    with backend.on(where):
-        return Tensor._wrap(backend.xp.eye(n_rows, n_cols, k=k, dtype=_floating(dtype)))
+    dtype = _floating(dtype)
+    return _made(
+        device,
+        lambda launcher: cuda.eye(launcher, n_rows, n_rows if n_cols is None else n_cols, k, dtype),
+        lambda xp: xp.eye(n_rows, n_cols, k=k, dtype=dtype),
+    )
 
 
 def meshgrid(*arrays: Tensor, indexing: str = "xy") -> list[Tensor]:

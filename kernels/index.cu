@@ -8,7 +8,7 @@
 //   scatter_along   The same for take_along_axis, where only elements of a line meet: a thread adds up a line's.
 //   masked_pick     x[mask], where running sums of the mask say which place is whose,
 //   masked_spread   and the other way round.
-//   one_hot, triangle (tril and triu), padded (pad and roll)
+//   one_hot, triangle (tril and triu), padded (pad and roll), ramp (arange and linspace)
 //
 // Bytes: gather reads and writes each element of the result once, an index once per row (from a cache). Sums of rows read
 // every row once and write the result twice: zeros first, then what rows have an index of.
@@ -258,6 +258,29 @@ __global__ void __launch_bounds__(256) one_hot(const __grid_constant__ OneHotArg
         const long long row = i / args.classes, column = i - row * args.classes;
         const bool is_hot = static_cast<const Index*>(args.indices)[row] == static_cast<Index>(column);
         static_cast<Stored<T>*>(args.to)[i] = Number<T>::store(static_cast<Computed<T>>(is_hot));
+    }
+}
+
+struct RampArgs {
+    void* to;
+    long long size;
+    double start, step, last;  // the bits of integers where F is one
+    int has_last;              // whether the last number is `last`
+};
+
+// start + i * step, computed in F, in two steps that round, as NumPy does it.
+template <class T, class F>
+__global__ void __launch_bounds__(256) ramp(const __grid_constant__ RampArgs args) {
+    for (long long i = blockIdx.x * 256ll + threadIdx.x; i < args.size; i += gridDim.x * 256ll) {
+        F value;
+        if constexpr (sizeof(F) == 4)
+            value = __fadd_rn(static_cast<F>(args.start), __fmul_rn(static_cast<F>(i), static_cast<F>(args.step)));
+        else if constexpr (F(0.5) != F(0))
+            value = __dadd_rn(args.start, __dmul_rn(static_cast<F>(i), args.step));
+        else
+            value = __double_as_longlong(args.start) + i * __double_as_longlong(args.step);
+        if (F(0.5) != F(0) && args.has_last && i == args.size - 1) value = static_cast<F>(args.last);
+        static_cast<Stored<T>*>(args.to)[i] = Number<T>::store(static_cast<Computed<T>>(value));
     }
 }
 
