@@ -23,8 +23,8 @@ def on(*arrays: Any) -> list[Any]:
 
 
 def watch_softmax() -> None:
-    """A part of a warp, a warp, a block and shared memory for a row; columns; rows that begin anywhere."""
-    for shape, axis in (((5, 13), 1), ((3, 70), 1), ((2, 1030), 1), ((1, 4203), 1), ((2, 9, 12), 1), ((1, 1030, 4), 1)):
+    """A part of a warp, a block and shared memory for a row; columns; rows that begin anywhere."""
+    for shape, axis in (((5, 13), 1), ((2, 700), 1), ((1, 4203), 1), ((2, 9, 12), 1)):
         x, g = on(*rng.standard_normal((2, *shape)).astype(np.float32))
         softmax.softmax_grad(g, softmax.softmax(x, axis=axis), axis=axis)
     (x,) = on(rng.standard_normal((4, 33)).astype(np.float16))
@@ -44,13 +44,13 @@ def watch_losses() -> None:
 
 def watch_attention() -> None:
     """Tiles of queries and keys that are not full, dropout, a mask, heads that share keys."""
-    shapes = (2, 2, 69, 12), (2, 1, 66, 12), (2, 1, 66, 20)
+    shapes = (1, 2, 69, 12), (1, 1, 66, 12), (1, 1, 66, 20)
     for dtype in ("float32", "float16"):
         arrays = on(*(rng.standard_normal(s).astype(dtype) for s in shapes), rng.random((69, 66)) < 0.7)
-        for mask, how in ((arrays.pop(), {"causal": False}), (None, {"causal": True})):
-            options = {"scale": 0.3, "dropout": 0.2, "key": Key(1, (0, 0, 0), 0), **how}
-            got = attention(*arrays, mask, **options)
-            attention_grad(got[0], None, *got, *arrays, mask, **options)
+        options = {"scale": 0.3, "causal": True, "dropout": 0.2, "key": Key(1, (0, 0, 0), 0)}
+        mask = arrays.pop()
+        got = attention(*arrays, mask, **options)
+        attention_grad(got[0], None, *got, *arrays, mask, **options)
 
 
 def main() -> None:
