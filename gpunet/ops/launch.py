@@ -114,7 +114,7 @@ def grid_of(launcher: Launcher, count: int, per_block: int, most: int = 16) -> t
 def vector_of(axes: Axes, itemsizes: Iterable[int], addresses: Iterable[int]) -> int:
     """How many adjacent elements may be moved by one instruction of at most 16 bytes, a power of two: all arrays have
     them adjacent, and in all, the elements at multiples of it are aligned."""
-    itemsizes = tuple(itemsizes)
+    itemsizes, addresses = tuple(itemsizes), tuple(addresses)
     if any(strides[-1] != 1 for strides in axes.strides):
         return 1
     best = 16 // max(itemsizes)

@@ -83,3 +83,11 @@ def test_axes_are_merged() -> None:
     )
     assert launch.axes_of((0, 3), np.zeros((0, 3))) is None
     assert launch.is_dense(x.transpose(3, 1, 0, 2)) and not launch.is_dense(x[..., ::2])
+
+
+def test_how_many_elements_are_moved_at_once() -> None:
+    whole, odd = np.zeros((5, 36), np.float32), np.zeros((5, 37), np.float32)[:, 1:]
+    for x, addresses, expected in [(whole, (64, 64), 4), (whole, (64, 72), 2), (whole, (4, 64), 1), (odd, (64, 64), 1)]:
+        axes = launch.axes_of(x.shape, whole, x)
+        assert axes is not None
+        assert launch.vector_of(axes, (4, 4), iter(addresses)) == expected
