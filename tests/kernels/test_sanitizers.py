@@ -33,3 +33,10 @@ def test_softmax_losses_and_attention(sanitizer: str) -> None:
     done = run_under(sanitizer, "tests.kernels.sanitized_rows", timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "kernels ran" in done.stdout
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_pooling_and_normalization(sanitizer: str) -> None:
+    done = run_under(sanitizer, "tests.kernels.sanitized_layers", timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "kernels ran" in done.stdout
