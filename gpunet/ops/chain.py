@@ -11,12 +11,13 @@ for a shape, branches on values, moves elements) is not a chain, and runs as it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpunet.backends.kernel import Variant, register_variants
 from gpunet.ops import elementwise_kernels as cuda
 from gpunet.ops.op import Op, Traced, kernel_launcher
 
@@ -267,3 +268,14 @@ def chained(op: Op) -> Op:
         return entries[0].run(launcher, args)
 
     return op
+
+
+@register_variants
+def _variants() -> Iterable[Variant]:
+    """A chain: the derivative of a / b with respect to b."""
+    product = Symbol("multiply", -Symbol("", 0), Symbol("", 1))
+    chain = _written(Symbol("divide", product, Symbol("", 2)))
+    assert chain is not None
+    for name, vector in (("float32", 4), ("float16", 8)):
+        for dense in (True, False):
+            yield cuda.variant_of(chain.functor, name, name, vector, (name,) * 3, dense)
