@@ -20,8 +20,6 @@
 
 enum Sharing { ALIKE, SHARED, EACH };
 
-constexpr int PIXELS = 4;
-
 // `matmul` is one product here: n counts the channels of all groups, and batch_inner is how many groups there are.
 template <class T, ConvPass PASS, int VECTOR, Sharing SHARING>
 __global__ void __launch_bounds__(256, 2) conv_direct(const __grid_constant__ ConvArgs args) {
@@ -29,6 +27,7 @@ __global__ void __launch_bounds__(256, 2) conv_direct(const __grid_constant__ Co
     using F = typename Number<T>::Compute;
     static_assert(SHARING != EACH || VECTOR == 1, "each channel has its own sources");
     static_assert(SHARING != SHARED || PASS == FORWARD, "only outputs lie adjacent in the weight");
+    constexpr int PIXELS = 4;
     constexpr int X = SHARING == ALIKE ? VECTOR : 1;  // elements of the image for a tap
     const ConvClass& part = args.each[blockIdx.y];
     const int vectors = args.matmul.n / VECTOR, of_group = args.matmul.n / args.matmul.batch_inner;
@@ -103,14 +102,13 @@ __global__ void __launch_bounds__(256, 2) conv_direct(const __grid_constant__ Co
     }
 }
 
-constexpr int TAPS = 9;
-
 // blockIdx: x, the channels; y, the taps; z, the part of the pixels. Taps count the channels of a group, too.
 // args.lanes threads have neighbouring channels, 256 / args.lanes have neighbouring pixels.
 template <class T, int VECTOR, Sharing SHARING>
 __global__ void __launch_bounds__(256, 2) conv_direct_weight_grad(const __grid_constant__ ConvArgs args) {
     using Storage = typename Number<T>::Storage;
     using F = typename Number<T>::Compute;
+    constexpr int TAPS = 9;
     __shared__ Shift shifts[TAPS];
     __shared__ F found[256 * VECTOR];
     const ConvClass& part = args.each[0];

@@ -145,7 +145,7 @@ def _remainders(length: int, kernel: int, stride: int, before: int, dilation: in
 # --- the kernels ------------------------------------------------------------------------------------------------------
 
 # Multiply-adds: block tile (M, N), a warp's part of it, and how many elements it loads at a time. INPUT_GRAD has no
-# registers for the largest.
+# registers for the largest, nor has sm_70 for FORWARD.
 _SIMT_TILES = {
     "double": (((64, 64, 32, 32), (2,)), ((32, 32, 16, 16), (1,))),
     "float": (
@@ -168,6 +168,7 @@ def _simt_choice(number: str, which: str, tile: tuple[int, int, int, int], vecto
         "conv_simt",
         f"conv_simt<{arguments}>",
         m // warp_m * (n // warp_n) * 32,
+        requires="sm_80+" if (m, n) == (128, 128) else "sm_70+",
         registers=255 if number == "double" else 128,
         instructions=("DFMA" if number == "double" else "FFMA", *(() if vector == 1 else (r"LDG\S*128",))),
     )
