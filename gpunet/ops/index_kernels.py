@@ -361,10 +361,16 @@ def spread(launcher: Launcher, target: Any, mask: Any, values: Any) -> bool:
 # --- ops
 
 
+def _part(x: Any, key: Any) -> Any:
+    """x[key] as a view, also of a single element."""
+    keys = key if isinstance(key, tuple) else (key,)
+    return x[keys if any(k is Ellipsis for k in keys) else (*keys, Ellipsis)]
+
+
 def getitem(launcher: Launcher, x: Any, key: Any) -> Any:
     """x[key], or NotImplemented."""
     if is_basic(key):
-        return x[key]
+        return _part(x, key)
     mask = mask_of(x, key)
     return gather(launcher, x, key) if mask is None else pick(launcher, x, mask)
 
@@ -375,7 +381,7 @@ def scatter(launcher: Launcher, g: Any, key: Any, shape: tuple[int, ...]) -> Any
         return NotImplemented
     if is_basic(key):
         out = launch.full(launcher, shape, 0, g.dtype)
-        return out if launch.copy_into(launcher, out[key], g) else NotImplemented
+        return out if launch.copy_into(launcher, _part(out, key), g) else NotImplemented
     mask = key[0] if isinstance(key, tuple) and len(key) == 1 else key
     if is_array(mask) and mask.dtype == "bool" and mask.ndim:
         out = launch.full(launcher, shape, 0, g.dtype)
@@ -392,7 +398,7 @@ def assign(launcher: Launcher, target: Any, key: Any, value: Any) -> bool:
     if is_number and np.ndim(value):
         return False
     if is_basic(key):
-        part = target[key]
+        part = _part(target, key)
         return (
             _set(launcher, part, value)
             if is_number

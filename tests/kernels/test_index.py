@@ -53,6 +53,7 @@ KEYS: dict[str, Any] = {
     "all three": (rng.integers(0, 6, 7), rng.integers(0, 5, 7), rng.integers(0, 8, 7)),
     "none": np.zeros((0, 2), np.int64),
     "basic": (slice(1, 4), None, 2, Ellipsis),
+    "one element": (1, 2, 3),
     "scalar": (np.array(3),),
     "mask": rng.integers(0, 2, 6).astype(bool),
     "mask of pairs": rng.integers(0, 2, (6, 5)).astype(bool),
@@ -151,7 +152,7 @@ def test_along_an_axis(axis: int, kernel_device: Backend) -> None:
     np.testing.assert_array_equal(t.grad.cpu().numpy(), counts)
 
 
-@pytest.mark.parametrize("name", ["basic", "mask", "mask of pairs", "empty mask"])
+@pytest.mark.parametrize("name", ["basic", "one element", "mask", "mask of pairs", "empty mask"])
 def test_writing(name: str, kernel_device: Backend) -> None:
     x = rng.standard_normal((6, 5, 8)).astype(np.float32)
     key = KEYS[name]
