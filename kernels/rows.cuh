@@ -171,7 +171,8 @@ template <int LANES>
 constexpr int BLOCK_OF = LANES < 128 ? 128 : LANES;
 
 template <class Body, int V, int LANES, int PER>
-__global__ void __launch_bounds__(BLOCK_OF<LANES>) rows_in_registers(const __grid_constant__ typename Body::Args args) {
+__global__ void __launch_bounds__(BLOCK_OF<LANES>, 512 / BLOCK_OF<LANES>)
+    rows_in_registers(const __grid_constant__ typename Body::Args args) {
     using T = typename Body::Type;
     using F = Computed<T>;
     constexpr int ROWS = BLOCK_OF<LANES> / LANES;

@@ -139,7 +139,8 @@ def test_one_pass_gives_the_loss_and_its_gradient(kernel_device: Backend) -> Non
         (first,) = gn.grad(y, [t], retain_graph=True)
     if kernel_device.name == "emulated":
         names = [expression.split("<")[0] for expression, _ in log]
-        assert names[:4] == ["class_sums", "rows_in_registers", "class_sums", "scale"]
+        names = [name for name in names if name in ("class_sums", "rows_in_registers", "scale")]
+        assert names == ["class_sums", "rows_in_registers", "class_sums", "scale"]
     (second,) = gn.grad(y * 3.0, [t])
     exact = loss.cross_entropy_grad.reference(
         np, np.ones(()), x.astype(np.float64), target, label_smoothing=0, ignore_index=IGNORED, reduction="mean"
