@@ -125,7 +125,8 @@ DEVICE void store_rows(Stored<T>* matrix, long long stride, int from, int rows, 
 }
 
 template <class T, int D, int BM, int BN>
-__global__ void __launch_bounds__(THREADS, 2) attention_forward(const __grid_constant__ AttentionArgs args) {
+__global__ void __launch_bounds__(THREADS, sizeof(Stored<T>) == 8 ? 1 : 2)
+    attention_forward(const __grid_constant__ AttentionArgs args) {
     using F = Computed<T>;
     using Own = Columns<F, D>;
     using Bits = KeptBits<BM, BN>;
@@ -234,7 +235,8 @@ __global__ void __launch_bounds__(THREADS) attention_delta(const __grid_constant
 // The gradients, for tiles of BM queries (dq), or with OF_KEYS of BM keys (dk and dv). What a block has is called its
 // own (q and g, or k and v), what it goes through BN rows at a time the others (k and v, or q and g).
 template <class T, int D, int BM, int BN, bool OF_KEYS>
-__global__ void __launch_bounds__(THREADS, 2) attention_backward(const __grid_constant__ AttentionArgs args) {
+__global__ void __launch_bounds__(THREADS, sizeof(Stored<T>) == 2 ? 1 : 2)
+    attention_backward(const __grid_constant__ AttentionArgs args) {
     using F = Computed<T>;
     using Own = Columns<F, D>;
     using Bits = KeptBits<OF_KEYS ? BN : BM, OF_KEYS ? BM : BN>;
