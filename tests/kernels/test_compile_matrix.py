@@ -22,11 +22,11 @@ from gpunet.kernel_tools import Job
 
 
 def sample(variants: list[Variant], architectures: list[str]) -> list[Job]:
-    """Each variant once at least, and each architecture once at least with each kind of variant: those of one file,
-    with the same type, requirements and instructions."""
+    """Each variant once at least, and each architecture once at least with each kind of variant: those of one kernel
+    with the same requirements and instructions."""
     kinds: dict[object, list[Variant]] = {}
     for variant in variants:
-        kind = variant.file, variant.expression.split(",")[0], variant.requires, variant.instructions
+        kind = variant.file, variant.expression.split("<")[0], variant.requires, variant.instructions
         kinds.setdefault(kind, []).append(variant)
     jobs = []
     for same in kinds.values():
@@ -38,11 +38,11 @@ def sample(variants: list[Variant], architectures: list[str]) -> list[Job]:
 
 def test_the_sample_is_fair() -> None:
     variants = [Variant("a", f"a<float, {i}>", 32) for i in range(3)] + [
-        Variant("a", f"a<half, {i}>", 32, requires="sm_80+") for i in range(7)
+        Variant("a", f"b<half, {i}>", 32, requires="sm_80+") for i in range(7)
     ]
     jobs = sample(variants, ["sm_70", "sm_75", "sm_80", "sm_90a", "sm_120"])
     assert {job.variant for job in jobs} == set(variants) and len(jobs) == len(set(jobs)) == 5 + 7
-    for architecture, kinds in {"sm_70": {"a<float"}, "sm_80": {"a<float", "a<half"}}.items():
+    for architecture, kinds in {"sm_70": {"a<float"}, "sm_80": {"a<float", "b<half"}}.items():
         assert {j.variant.expression.split(",")[0] for j in jobs if j.architecture == architecture} == kinds
 
 
