@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(256, 2) conv_direct(const __grid_constant__ Co
 // blockIdx: x, the channels; y, the taps; z, the part of the pixels. Taps count the channels of a group, too.
 // args.lanes threads have neighbouring channels, 256 / args.lanes have neighbouring pixels.
 template <class T, int VECTOR, Sharing SHARING>
-__global__ void __launch_bounds__(256, 2) conv_direct_weight_grad(const __grid_constant__ ConvArgs args) {
+__global__ void __launch_bounds__(256, 1) conv_direct_weight_grad(const __grid_constant__ ConvArgs args) {
     using Storage = typename Number<T>::Storage;
     using F = typename Number<T>::Compute;
     constexpr int TAPS = 9;

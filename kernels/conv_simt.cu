@@ -114,9 +114,18 @@ struct TurnedWindows : TilePart<T, LENGTH, BK, MN_MAJOR, VECTOR, THREADS> {
     }
 };
 
+// As simt_blocks; but on sm_100 and sm_120 128 registers are a few too little.
+DEVICE constexpr int conv_blocks(int itemsize, int threads) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+    return 1;
+#else
+    return simt_blocks(itemsize, threads);
+#endif
+}
+
 // VECTOR > 1 needs the channels of a group, on both sides, to be multiples of it, and addresses of 16 bytes.
 template <class T, ConvPass PASS, int BM, int BN, int BK, int WM, int WN, int VECTOR>
-__global__ void __launch_bounds__(simt_threads(BM, BN, WM, WN), simt_blocks(sizeof(T), simt_threads(BM, BN, WM, WN)))
+__global__ void __launch_bounds__(simt_threads(BM, BN, WM, WN), conv_blocks(sizeof(T), simt_threads(BM, BN, WM, WN)))
     conv_simt(const __grid_constant__ ConvArgs args) {
     using Storage = typename Number<T>::Storage;
     using F = typename Number<T>::Compute;

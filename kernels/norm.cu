@@ -608,7 +608,7 @@ DEVICE void load_gradient(const ChannelArgs& args, const Affine<W, F, VECTOR, F>
 }
 
 template <class T, class W, int VECTOR, Mask MASK>
-__global__ void __launch_bounds__(256) channel_grad_sums(const __grid_constant__ ChannelArgs args) {
+__global__ void __launch_bounds__(256, 1) channel_grad_sums(const __grid_constant__ ChannelArgs args) {
     using F = Computed<T>;
     __shared__ F found[2][256][VECTOR];
     const Chunk<VECTOR> chunk(args, blockIdx.x);

@@ -222,7 +222,7 @@ struct Norm : Total<T, VECTOR> {
 
 // WIDTH: how long windows are along the last axis; 0 for any length.
 template <class T, class Rule, int VECTOR, int WIDTH, int PARTS>
-__global__ void __launch_bounds__(256) pool(const __grid_constant__ PoolArgs args) {
+__global__ void __launch_bounds__(256, 1) pool(const __grid_constant__ PoolArgs args) {
     using F = Computed<T>;
     constexpr int WINDOWS = 256 / PARTS;
     const PoolAxis &depth = args.axes[0], &height = args.axes[1], &width = args.axes[2];
@@ -340,7 +340,7 @@ struct ToNorm {
 };
 
 template <class T, class Rule, int VECTOR>
-__global__ void __launch_bounds__(256) pool_back(const __grid_constant__ PoolArgs args) {
+__global__ void __launch_bounds__(256, 1) pool_back(const __grid_constant__ PoolArgs args) {
     using F = Computed<T>;
     const PoolAxis &depth = args.axes[0], &height = args.axes[1], &width = args.axes[2];
     for (unsigned i = blockIdx.x * 256 + threadIdx.x; i < args.count; i += gridDim.x * 256) {

@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(256) reduce_rows(const __grid_constant__ Reduc
 
 // A block has args.width vectors of N adjacent outputs at a time; blockIdx.y is the part.
 template <class F, class To, class From, int N>
-__global__ void __launch_bounds__(256) reduce_columns(const __grid_constant__ ReduceArgs args) {
+__global__ void __launch_bounds__(256, 1) reduce_columns(const __grid_constant__ ReduceArgs args) {
     __shared__ __align__(16) unsigned char memory[256 * N * sizeof(typename F::State)];
     typename F::State* states = reinterpret_cast<typename F::State*>(memory);
     const int width = args.width, height = 256 / width, x = threadIdx.x % width, y = threadIdx.x / width;

@@ -169,7 +169,7 @@ def _simt_choice(number: str, which: str, tile: tuple[int, int, int, int], vecto
         f"conv_simt<{arguments}>",
         m // warp_m * (n // warp_n) * 32,
         requires="sm_80+" if (m, n) == (128, 128) else "sm_70+",
-        registers=255 if number == "double" else 128,
+        registers=255 if number == "double" else 168,  # 128 before sm_100, where they suffice
         instructions=("DFMA" if number == "double" else "FFMA", *(() if vector == 1 else (r"LDG\S*128",))),
     )
     return gemm.Choice(f"simt {m}x{n}", variant, m, n, k)

@@ -262,8 +262,10 @@ def _back_variant(dtype: str, rule: str, vector: int) -> Variant:
 
 def _loads(dtype: str, vector: int) -> tuple[str, ...]:
     """Patterns of instructions that move 16 bytes, where a vector has so many."""
-    whole = vector * np.dtype("float16" if dtype == "bfloat16" else dtype).itemsize == 16
-    return (r"LDG\S*128", r"STG\S*128") if whole else ()
+    if vector * np.dtype("float16" if dtype == "bfloat16" else dtype).itemsize != 16:
+        return ()
+    # For sm_100, two doubles may be loaded one by one.
+    return (r"STG\S*128",) if dtype == "float64" else (r"LDG\S*128", r"STG\S*128")
 
 
 @register_variants
