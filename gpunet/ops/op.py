@@ -94,8 +94,15 @@ def explain(operation: Op, *args: Any, **params: Any) -> str:
 
     Returns:
         A line for each candidate in the order in which they are tried, then one for the reference: the kernels that
-        would be launched, with their grids; or the condition that does not hold.
+        would be launched, with their grids; or the condition that does not hold. A kernel of the CPU may still leave
+        a dtype or layout to the reference when it is called.
+
+    Raises:
+        TypeError: `operation` is not an op.
+        DTypeError: there is no array among the arguments.
     """
+    if not isinstance(operation, Op):
+        raise TypeError(f"explain: expected an op, such as gpunet.matmul, got {operation!r}")
     args, params = operation.arguments(*args, **params)
     arrays = [a.data if isinstance(a, Traced) else a for a in args]
     kind = next((type(a) for a in arrays if hasattr(a, "dtype")), None)
@@ -104,10 +111,10 @@ def explain(operation: Op, *args: Any, **params: Any) -> str:
     backend = backend_of_type(kind)
     params = operation.defaults | params
     lines = [f"{operation.name} of {describe(args)} on {backend.name}:"]
-    chosen = False
+    chosen, off = False, kernels_mode() == "off"
     for kernel in operation.kernels if backend.launcher is not None else ():
         if kernel.platform == backend.platform:
-            found, reason = _try(kernel, backend, arrays, params)
+            found, reason = (False, "kernels are off") if off else _try(kernel, backend, arrays, params)
             taken, chosen = found and not chosen, chosen or found
             lines.append(f"  {'runs' if taken else '    '} kernel {kernel.name}: {reason}")
     lines.append(f"  {'    ' if chosen else 'runs'} reference, on {getattr(backend.xp, '__name__', backend.name)}")
@@ -117,6 +124,8 @@ def explain(operation: Op, *args: Any, **params: Any) -> str:
 def _try(kernel: Kernel, backend: Backend, arrays: list[Any], params: dict[str, Any]) -> tuple[bool, str]:
     """Whether a candidate would run, and what it would launch or what keeps it from that."""
     assert backend.launcher is not None
+    if getattr(arrays[0], "size", 0) < kernel.least:
+        return False, f"does not apply, as the first argument is no array of {kernel.least} elements or more"
     if kernel.when is not None and not kernel.when(*arrays, **params):
         return False, f"does not apply, as its condition does not hold: {_text_of(kernel.when)}"
     launcher = backend.launcher(kernel.name)

@@ -141,3 +141,15 @@ def test_explain_on_the_cpu() -> None:
     assert "does not apply, as its condition does not hold: x.dtype == float32" in text and "runs reference" in text
     with pytest.raises(DTypeError, match="explain: expected at least one Tensor or array for softmax"):
         gn.kernels.explain(softmax, 1.0)
+    with pytest.raises(TypeError, match="explain: expected an op, such as gpunet.matmul, got <built-in function max>"):
+        gn.kernels.explain(max, x)  # type: ignore[arg-type]
+
+
+def test_explain_knows_what_an_op_would_not_try() -> None:
+    few, many = gn.ones(10), gn.ones(100_000)
+    text = gn.kernels.explain(gn.add, few, few)
+    assert "as the first argument is no array of" in text and "runs reference" in text
+    assert "runs kernel" in gn.kernels.explain(gn.add, many, many)
+    with gn.kernels("off"):
+        text = gn.kernels.explain(gn.add, many, many)
+    assert ": kernels are off" in text and "runs reference" in text
