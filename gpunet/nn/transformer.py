@@ -37,30 +37,31 @@ def _function(where: str, activation: Activation) -> Callable[[Tensor], Tensor]:
 class _Layer(Module):
     """What the layers of an encoder and of a decoder have in common: the parts that stand in both."""
 
+    attentions: tuple[str, ...]  # the names of those it has, in the order of their use
+
     def __init__(
         self,
         d_model: int,
         nhead: int,
-        dim_feedforward: int,
-        dropout: float,
-        activation: Activation,
-        layer_norm_eps: float,
-        batch_first: bool,
-        norm_first: bool,
-        bias: bool,
-        device: Any,
-        dtype: Any,
-        attentions: tuple[str, ...],
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: Activation = F.relu,
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         how: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
         self.activation = _function(type(self).__name__, activation)
         self.norm_first = bool(norm_first)
-        for name in attentions:
+        for name in self.attentions:
             setattr(self, name, MultiheadAttention(d_model, nhead, dropout, batch_first=batch_first, **how))
         self.linear1 = Linear(d_model, dim_feedforward, **how)
         self.dropout = Dropout(dropout)
         self.linear2 = Linear(dim_feedforward, d_model, **how)
-        parts = range(1, len(attentions) + 2)  # each has a normalization, and a dropout before it is added
+        parts = range(1, len(self.attentions) + 2)  # each has a normalization, and a dropout before it is added
         for i in parts:
             setattr(self, f"norm{i}", LayerNorm(d_model, layer_norm_eps, **how))
         for i in parts:
@@ -108,25 +109,7 @@ class TransformerEncoderLayer(_Layer):
     """
 
     self_attn: Any
-
-    def __init__(
-        self,
-        d_model: int,
-        nhead: int,
-        dim_feedforward: int = 2048,
-        dropout: float = 0.1,
-        activation: Activation = F.relu,
-        layer_norm_eps: float = 1e-5,
-        batch_first: bool = False,
-        norm_first: bool = False,
-        bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(
-            d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias,
-            device, dtype, ("self_attn",),
-        )  # fmt: skip
+    attentions = ("self_attn",)
 
     def forward(
         self,
@@ -159,25 +142,7 @@ class TransformerDecoderLayer(_Layer):
 
     self_attn: Any
     multihead_attn: Any
-
-    def __init__(
-        self,
-        d_model: int,
-        nhead: int,
-        dim_feedforward: int = 2048,
-        dropout: float = 0.1,
-        activation: Activation = F.relu,
-        layer_norm_eps: float = 1e-5,
-        batch_first: bool = False,
-        norm_first: bool = False,
-        bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(
-            d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias,
-            device, dtype, ("self_attn", "multihead_attn"),
-        )  # fmt: skip
+    attentions = ("self_attn", "multihead_attn")
 
     def forward(
         self,
