@@ -6,37 +6,18 @@ import pytest
 
 from tests.backends.sanitizers import run_under
 
-
-@pytest.mark.parametrize("sanitizer", ["address", "thread"])
-def test_matrix_products(sanitizer: str) -> None:
-    done = run_under(sanitizer, "tests.kernels.sanitized", timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "kernels ran" in done.stdout
-
-
-@pytest.mark.parametrize("sanitizer", ["address", "thread"])
-def test_optimizers_and_recurrent_networks(sanitizer: str) -> None:
-    done = run_under(sanitizer, "tests.kernels.sanitized_training", timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "kernels ran" in done.stdout
+SECONDS = {  # that each program may take
+    "sanitized": 900,  # matrix products
+    "sanitized_training": 300,  # optimizers and recurrent networks
+    "sanitized_elements": 300,  # elementwise ops, reductions and indexing
+    "sanitized_rows": 600,  # softmax, losses and attention
+    "sanitized_layers": 300,  # pooling and normalization
+}
 
 
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
-def test_elementwise_ops_reductions_and_indexing(sanitizer: str) -> None:
-    done = run_under(sanitizer, "tests.kernels.sanitized_elements", timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "kernels ran" in done.stdout
-
-
-@pytest.mark.parametrize("sanitizer", ["address", "thread"])
-def test_softmax_losses_and_attention(sanitizer: str) -> None:
-    done = run_under(sanitizer, "tests.kernels.sanitized_rows", timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "kernels ran" in done.stdout
-
-
-@pytest.mark.parametrize("sanitizer", ["address", "thread"])
-def test_pooling_and_normalization(sanitizer: str) -> None:
-    done = run_under(sanitizer, "tests.kernels.sanitized_layers", timeout=300)
+@pytest.mark.parametrize("program", SECONDS)
+def test_kernels(program: str, sanitizer: str) -> None:
+    done = run_under(sanitizer, f"tests.kernels.{program}", timeout=SECONDS[program])
     assert done.returncode == 0, done.stderr[-3000:]
     assert "kernels ran" in done.stdout
