@@ -279,8 +279,10 @@ def test_workers_see_no_gpu_and_have_a_stream_per_sample():
 
 
 PROGRAM = """
-import os, sys, time
+import os, signal, sys, time
 from gpunet.data import DataLoader
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job would ignore
 
 class Slow:
     def __len__(self): return 1000
