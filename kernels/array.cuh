@@ -42,42 +42,10 @@ template <> struct Number<unsigned> : Integer<unsigned> {};
 template <> struct Number<long long> : Integer<long long> {};
 template <> struct Number<unsigned long long> : Integer<unsigned long long> {};
 
-template <class T>
-using Stored = typename Number<T>::Storage;
-template <class T>
-using Computed = typename Number<T>::Compute;
-
 // A number of type From as one of type To. What does not fit an integer is whatever the GPU makes of it.
 template <class To, class From>
 DEVICE Stored<To> convert(Stored<From> x) {
     return Number<To>::store(static_cast<Computed<To>>(Number<From>::load(x)));
-}
-
-// N adjacent elements, by one instruction of up to 16 bytes where `whole`; else the first `count`, the others zero.
-template <class T, int N>
-DEVICE void load_vector(const Stored<T>* from, bool whole, int count, Computed<T> (&x)[N]) {
-    if (whole) {
-        const Vector<Stored<T>, N> v = *reinterpret_cast<const Vector<Stored<T>, N>*>(from);
-#pragma unroll
-        for (int i = 0; i < N; i++) x[i] = Number<T>::load(v.at[i]);
-    } else {
-#pragma unroll
-        for (int i = 0; i < N; i++) x[i] = i < count ? Number<T>::load(from[i]) : Computed<T>(0);
-    }
-}
-
-template <class T, int N>
-DEVICE void store_vector(Stored<T>* to, bool whole, int count, const Computed<T> (&x)[N]) {
-    if (whole) {
-        Vector<Stored<T>, N> v;
-#pragma unroll
-        for (int i = 0; i < N; i++) v.at[i] = Number<T>::store(x[i]);
-        *reinterpret_cast<Vector<Stored<T>, N>*>(to) = v;
-    } else {
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            if (i < count) to[i] = Number<T>::store(x[i]);
-    }
 }
 
 // --- reductions, in a fixed order -----------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(THREADS, sizeof(Stored<T>) == 8 ? 1 : 2)
             }
             most = Larger::of(reduce_lanes<Larger, SIDE>(most), top[i]);
             const F base = most == -infinity<F>() ? F(0) : most;
-            const F shrink = exponential(top[i] - base);
+            const F shrink = exp(top[i] - base);
             top[i] = most;
             total[i] *= shrink;
 #pragma unroll
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(THREADS, sizeof(Stored<T>) == 8 ? 1 : 2)
             const int within = static_cast<int>(Bits::first(args, item, query, key) % 8);
 #pragma unroll
             for (int j = 0; j < RN; j++) {
-                F weight = exponential(scores[i][j] - base);
+                F weight = exp(scores[i][j] - base);
                 total[i] += weight;
                 if (args.threshold)
                     weight = query < args.queries && Bits::kept(bits, y + SIDE * i, x + SIDE * j, within)
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(THREADS, sizeof(Stored<T>) == 8 ? 1 : 2)
         factors[i] = none ? F(0) : F(1) / total[i];
         if (x == 0 && query < args.queries)
             static_cast<F*>(args.logarithm)[item * args.queries + query] =
-                none ? infinity<F>() : logarithm(total[i]) + top[i];
+                none ? infinity<F>() : log(total[i]) + top[i];
     }
     store_rows<T, D, RM>(matrix_of<T>(args, args.y, item), args.y.row, from, args.queries, args.values, sums, factors);
 }
@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(THREADS, sizeof(Stored<T>) == 2 ? 1 : 2)
                     const int query = OF_KEYS ? at + c : from + r, key = OF_KEYS ? from + r : at + c;
                     const int near_query = min(query, args.queries - 1);
                     const F score = seen.score(scores[i][j], query, key);
-                    const F weight = exponential(score - logarithms[near_query]);
+                    const F weight = exp(score - logarithms[near_query]);
                     F grown = F(1);
                     if (args.threshold) {
                         const int q = OF_KEYS ? c : r, k = OF_KEYS ? r : c;

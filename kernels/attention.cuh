@@ -35,16 +35,6 @@ struct AttentionArgs {
     unsigned threshold;  // of the numbers whose weights are kept; 0 for no dropout
 };
 
-DEVICE float exponential(float x) { return expf(x); }
-DEVICE double exponential(double x) { return exp(x); }
-DEVICE float logarithm(float x) { return logf(x); }
-DEVICE double logarithm(double x) { return log(x); }
-
-template <class F>
-DEVICE F infinity() {
-    return F(__uint_as_float(0x7f800000u));
-}
-
 template <class T>
 DEVICE Stored<T>* matrix_of(const AttentionArgs& args, const Matrices& m, long long item) {
     return static_cast<Stored<T>*>(m.data) + args.items.offset(item, m.items);

@@ -254,7 +254,7 @@ __global__ void __launch_bounds__(THREADS, 2) attention_forward(const __grid_con
         factors[half] = none ? 0.0f : 1.0f / total[half];
         if (t == 0 && query < args.queries)
             static_cast<float*>(args.logarithm)[item * args.queries + query] =
-                none ? infinity<float>() : logarithm(total[half]) + top[half];
+                none ? infinity<float>() : log(total[half]) + top[half];
     }
     queries.store(sums, factors, row, matrix_of<T>(args, args.y, item), args.y.row, from, args.queries, args.values);
 }

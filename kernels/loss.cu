@@ -69,7 +69,7 @@ struct CrossEntropy {
     template <class Group>
     DEVICE void finish(Group& group) {
         exponentials.finish(group);
-        log_sum = logarithm(exponentials.sum);
+        log_sum = log(exponentials.sum);
         if (!is_finite(exponentials.top)) log_sum = exponentials.top - exponentials.top;  // NaN, as that of the reference
         own = F(1.0 - args.smoothing) * (is_class() ? weight(target) : F(0));
         spread = total = F(0);
@@ -87,7 +87,7 @@ struct CrossEntropy {
         if (!is_kept()) return F(0);
         F q = c == target ? own : F(0);
         if (args.smoothing != 0.0 && c >= 0 && c < args.length) q += spread * weight(c);
-        return (exponential(x - exponentials.top - log_sum) * total - q) * factor;
+        return (exp(x - exponentials.top - log_sum) * total - q) * factor;
     }
 
     DEVICE void end(const Args&, long long row) const {
@@ -163,7 +163,7 @@ struct ElementsArgs {
 
 template <class F>
 DEVICE F limited_logarithm(F p) {  // of NaN, NaN
-    const F y = p <= F(0) ? F(-100) : logarithm(p);
+    const F y = p <= F(0) ? F(-100) : log(p);
     return y < F(-100) ? F(-100) : y;
 }
 

@@ -58,26 +58,19 @@ DEVICE Tile tile_at(int index, int tiles_m, int tiles_n) {
     return {first + within % rows, within / rows};
 }
 
-DEVICE float exponential(float x) { return expf(x); }
-DEVICE double exponential(double x) { return exp(x); }
-DEVICE float error_function(float x) { return erff(x); }
-DEVICE double error_function(double x) { return erf(x); }
-DEVICE float hyperbolic_tangent(float x) { return tanhf(x); }
-DEVICE double hyperbolic_tangent(double x) { return tanh(x); }
-
 template <class F>
 DEVICE F activate(int activation, F x) {
     switch (activation) {
         case RELU:
             return x < F(0) ? F(0) : x;  // a NaN stays one
         case GELU:
-            return F(0.5) * x * (F(1) + error_function(x * F(0.70710678118654752440)));
+            return F(0.5) * x * (F(1) + erf(x * F(0.70710678118654752440)));
         case GELU_TANH: {
             const F u = F(0.79788456080286535588) * (x + F(0.044715) * x * x * x);
-            return F(0.5) * x * (F(1) + hyperbolic_tangent(u));
+            return F(0.5) * x * (F(1) + tanh(u));
         }
         case SILU:
-            return x / (F(1) + exponential(-x));
+            return x / (F(1) + exp(-x));
         default:
             return x;
     }
@@ -90,16 +83,16 @@ DEVICE F activation_slope(int activation, F x) {
         case RELU:
             return x > F(0) ? F(1) : F(0);
         case GELU: {
-            const F density = F(0.39894228040143267794) * exponential(F(-0.5) * x * x);
-            return F(0.5) * (F(1) + error_function(x * F(0.70710678118654752440))) + x * density;
+            const F density = F(0.39894228040143267794) * exp(F(-0.5) * x * x);
+            return F(0.5) * (F(1) + erf(x * F(0.70710678118654752440))) + x * density;
         }
         case GELU_TANH: {
-            const F u = F(0.79788456080286535588) * (x + F(0.044715) * x * x * x), t = hyperbolic_tangent(u);
+            const F u = F(0.79788456080286535588) * (x + F(0.044715) * x * x * x), t = tanh(u);
             const F slope = F(0.79788456080286535588) * (F(1) + F(3 * 0.044715) * x * x);
             return F(0.5) * (F(1) + t) + F(0.5) * x * (F(1) - t * t) * slope;
         }
         case SILU: {
-            const F s = F(1) / (F(1) + exponential(-x));
+            const F s = F(1) / (F(1) + exp(-x));
             return s * (F(1) + x * (F(1) - s));
         }
         default:
@@ -152,8 +145,8 @@ DEVICE void slope_all(int activation, F (&v)[N], const F (&x)[N]) {
 // What is done with sums of products. T is the type of C, bias, residual and aux; made once per product z.
 template <class T>
 struct Epilogue {
-    using Storage = typename Number<T>::Storage;
-    using F = typename Number<T>::Compute;
+    using Storage = Stored<T>;
+    using F = Computed<T>;
 
     const MatmulArgs& args;
     Storage* c;
@@ -185,16 +178,7 @@ struct Epilogue {
         const int count = min(args.n - col, N);
         if (partial) {
             F* to = partial + row * static_cast<long long>(args.n) + col;
-            if (count == N && is_aligned<N>(to)) {
-                Vector<F, N> v;
-#pragma unroll
-                for (int i = 0; i < N; i++) v.at[i] = sums[i];
-                *reinterpret_cast<Vector<F, N>*>(to) = v;
-            } else {
-#pragma unroll
-                for (int i = 0; i < N; i++)
-                    if (i < count) to[i] = sums[i];
-            }
+            store_vector<F>(to, count == N && is_aligned<N>(to), count, sums);
             return;
         }
         F v[N], x[N];
@@ -235,28 +219,12 @@ struct Epilogue {
     // The first `count` of N adjacent numbers, at once where they lie well. The others are zeros.
     template <int N>
     static DEVICE void read(const Storage* from, int count, F (&x)[N]) {
-        if (count == N && is_aligned<N>(from)) {
-            const Vector<Storage, N> v = *reinterpret_cast<const Vector<Storage, N>*>(from);
-#pragma unroll
-            for (int i = 0; i < N; i++) x[i] = Number<T>::load(v.at[i]);
-        } else {
-#pragma unroll
-            for (int i = 0; i < N; i++) x[i] = i < count ? F(Number<T>::load(from[i])) : F(0);
-        }
+        load_vector<T>(from, count == N && is_aligned<N>(from), count, x);
     }
 
     template <int N>
     static DEVICE void write(Storage* to, int count, const F (&x)[N]) {
-        if (count == N && is_aligned<N>(to)) {
-            Vector<Storage, N> v;
-#pragma unroll
-            for (int i = 0; i < N; i++) v.at[i] = Number<T>::store(x[i]);
-            *reinterpret_cast<Vector<Storage, N>*>(to) = v;
-        } else {
-#pragma unroll
-            for (int i = 0; i < N; i++)
-                if (i < count) to[i] = Number<T>::store(x[i]);
-        }
+        store_vector<T>(to, count == N && is_aligned<N>(to), count, x);
     }
 
     template <int N, class U>

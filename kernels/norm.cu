@@ -33,9 +33,6 @@
 // can be normalized before all of it was seen; less where tensors fit the L2 cache.
 #include "array.cuh"
 
-DEVICE float inverse_root(float x) { return 1.0f / sqrtf(x); }
-DEVICE double inverse_root(double x) { return 1.0 / sqrt(x); }
-
 // The number, mean and sum of squared distances from it of some elements.
 template <class F>
 struct Moments {
@@ -130,7 +127,7 @@ struct RowPart {
         for (int i = 0; i < ITEMS; i++)
 #pragma unroll
             for (int j = 0; j < VECTOR; j++) sum += x[i][j] * x[i][j];
-        const F scale = inverse_root(row_sum<LANES>(sum, slots) / F(columns) + F(eps));
+        const F scale = F(1) / sqrt(row_sum<LANES>(sum, slots) / F(columns) + F(eps));
 #pragma unroll
         for (int i = 0; i < ITEMS; i++)
 #pragma unroll
@@ -291,7 +288,7 @@ __global__ void __launch_bounds__(LONG_THREADS) rows_moments(const __grid_consta
         if (threadIdx.x == 0) {
             F* to = static_cast<F*>(args.moments) + 2 * row;
             to[0] = start + found[0].mean;
-            to[1] = inverse_root(found[0].squares / F(args.columns) + F(args.eps));
+            to[1] = F(1) / sqrt(found[0].squares / F(args.columns) + F(args.eps));
         }
         __syncthreads();
     }
@@ -561,7 +558,7 @@ struct Affine {
             const long long at = image * (args.columns / args.group) + (column + j) / args.group;
             mean[j] = static_cast<F>(Number<S>::load(static_cast<const Stored<S>*>(args.mean)[at]));
             const F variance = static_cast<F>(Number<S>::load(static_cast<const Stored<S>*>(args.variance)[at]));
-            scale[j] = inverse_root(variance + static_cast<F>(args.eps));
+            scale[j] = F(1) / sqrt(variance + static_cast<F>(args.eps));
         }
         load_parameter<W, VECTOR>(args.weight, column, F(1), weight);
         load_parameter<W, VECTOR>(args.bias, column, F(0), bias);

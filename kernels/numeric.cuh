@@ -60,6 +60,12 @@ DEVICE bfloat16 to_bfloat16(float x) {
     return y;
 }
 
+// In either type that is computed in. exp, log, sqrt … have overloads for both.
+template <class F>
+DEVICE F infinity() {
+    return F(__uint_as_float(0x7f800000u));
+}
+
 // Number<T>::Compute is the type that a T is computed in, Number<T>::Storage what it is in memory.
 template <class T>
 struct Number;
@@ -99,8 +105,40 @@ struct Number<bfloat16> {
     static DEVICE bfloat16 store(float x) { return to_bfloat16(x); }
 };
 
+template <class T>
+using Stored = typename Number<T>::Storage;
+template <class T>
+using Computed = typename Number<T>::Compute;
+
 // N consecutive values of T, moved by one instruction of up to 16 bytes.
 template <class T, int N>
 struct __align__(sizeof(T) * N) Vector {
     T at[N];
 };
+
+// N adjacent elements, by one instruction of up to 16 bytes where `whole`; else the first `count`, the others zero.
+template <class T, int N>
+DEVICE void load_vector(const Stored<T>* from, bool whole, int count, Computed<T> (&x)[N]) {
+    if (whole) {
+        const Vector<Stored<T>, N> v = *reinterpret_cast<const Vector<Stored<T>, N>*>(from);
+#pragma unroll
+        for (int i = 0; i < N; i++) x[i] = Number<T>::load(v.at[i]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i++) x[i] = i < count ? Number<T>::load(from[i]) : Computed<T>(0);
+    }
+}
+
+template <class T, int N>
+DEVICE void store_vector(Stored<T>* to, bool whole, int count, const Computed<T> (&x)[N]) {
+    if (whole) {
+        Vector<Stored<T>, N> v;
+#pragma unroll
+        for (int i = 0; i < N; i++) v.at[i] = Number<T>::store(x[i]);
+        *reinterpret_cast<Vector<Stored<T>, N>*>(to) = v;
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (i < count) to[i] = Number<T>::store(x[i]);
+    }
+}

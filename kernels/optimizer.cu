@@ -79,13 +79,6 @@ DEVICE void store_all(Stored<T>* to, const Computed<T> (&x)[N]) {
     }
 }
 
-DEVICE float square_root(float x) { return sqrtf(x); }
-DEVICE double square_root(double x) { return sqrt(x); }
-DEVICE float power(float x, float y) { return powf(x, y); }
-DEVICE double power(double x, double y) { return pow(x, y); }
-DEVICE float magnitude(float x) { return fabsf(x); }
-DEVICE double magnitude(double x) { return fabs(x); }
-
 // --- update rules ---------------------------------------------------------------------------------------------------
 
 // What depends on learning rate and step.
@@ -139,7 +132,7 @@ struct Adam {
         s[0] += (g - s[0]) * share1;
         s[1] = s[1] * beta2 + g * g * share2;
         if (AMSGRAD) s[2] = Larger::of(s[2], s[1]);
-        return p * shrink - rate * (s[0] / (square_root(s[AMSGRAD ? 2 : 1]) + eps));
+        return p * shrink - rate * (s[0] / (sqrt(s[AMSGRAD ? 2 : 1]) + eps));
     }
 };
 
@@ -164,7 +157,7 @@ struct RmsProp {
             v -= s[1] * s[1];
             v = v < F(0) ? F(0) : v;  // a variance, which rounding may have made negative
         }
-        const F step = g / (square_root(v) + eps);
+        const F step = g / (sqrt(v) + eps);
         if (!MOMENTUM) return p - rate * step;
         F& buffer = s[STATES - 1];
         buffer = buffer * momentum + step;
@@ -182,7 +175,7 @@ struct Adagrad {
 
     DEVICE F operator()(F p, F g, F* s) const {
         s[0] += g * g;
-        return p - rate * (g / (square_root(s[0]) + eps));
+        return p - rate * (g / (sqrt(s[0]) + eps));
     }
 };
 
@@ -294,7 +287,7 @@ struct NormArgs {
 // What is added up, or of LARGEST compared.
 template <Order ORDER, class F>
 DEVICE F term(F x, F order) {
-    return ORDER == EUCLIDEAN ? x * x : ORDER == POWER ? power(magnitude(x), order) : magnitude(x);
+    return ORDER == EUCLIDEAN ? x * x : ORDER == POWER ? pow(fabs(x), order) : fabs(x);
 }
 
 template <Order ORDER, class F>

@@ -119,9 +119,6 @@ DEVICE F share_of(const PoolArgs& args, int d, int h, int w) {
     return static_cast<F>(args.factor) / elements;
 }
 
-DEVICE float power(float x, float y) { return powf(x, y); }
-DEVICE double power(double x, double y) { return pow(x, y); }
-
 // --- what is found out about a window -------------------------------------------------------------------------------
 
 struct Nothing {};
@@ -207,14 +204,14 @@ struct Norm : Total<T, VECTOR> {
     DEVICE void take(const PoolArgs& args, const F (&x)[VECTOR], int) {
 #pragma unroll
         for (int i = 0; i < VECTOR; i++)
-            value[i] += args.order == 2 ? x[i] * x[i] : power(x[i], static_cast<F>(args.order));
+            value[i] += args.order == 2 ? x[i] * x[i] : pow(x[i], static_cast<F>(args.order));
     }
     DEVICE void store(const PoolArgs& args, long long at, F share) const {
         F y[VECTOR];
 #pragma unroll
         for (int i = 0; i < VECTOR; i++) {
             const F sum = value[i] * share;
-            y[i] = args.order == 2 ? sqrt(sum) : power(sum, static_cast<F>(1 / args.order));
+            y[i] = args.order == 2 ? sqrt(sum) : pow(sum, static_cast<F>(1 / args.order));
         }
         store_vector<T, VECTOR>(static_cast<Stored<T>*>(args.to) + at * VECTOR, true, VECTOR, y);
     }
@@ -326,7 +323,7 @@ struct ToNorm {
         load_vector<T, VECTOR>(static_cast<const Stored<T>*>(args.y) + at * VECTOR, true, VECTOR, y);
 #pragma unroll
         for (int i = 0; i < VECTOR; i++) {
-            const F slope = args.order == 2 ? F(1) / y[i] : power(y[i], static_cast<F>(1 - args.order));
+            const F slope = args.order == 2 ? F(1) / y[i] : pow(y[i], static_cast<F>(1 - args.order));
             if (y[i] != 0) sum[i] += g[i] * slope * share;
         }
     }
@@ -335,7 +332,7 @@ struct ToNorm {
         load_vector<T, VECTOR>(static_cast<const Stored<T>*>(args.x) + at * VECTOR, true, VECTOR, x);
 #pragma unroll
         for (int i = 0; i < VECTOR; i++)
-            sum[i] *= args.order == 2 ? x[i] : power(x[i], static_cast<F>(args.order - 1));
+            sum[i] *= args.order == 2 ? x[i] : pow(x[i], static_cast<F>(args.order - 1));
     }
 };
 

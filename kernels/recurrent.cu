@@ -7,10 +7,8 @@
 // from step to step in float: LSTM's c, GRU's h, and their gradients.
 #include "array.cuh"
 
-DEVICE float tangent(float x) { return tanhf(x); }
-DEVICE double tangent(double x) { return tanh(x); }
-DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-DEVICE double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+template <class F>
+DEVICE F sigmoid(F x) { return F(1) / (F(1) + exp(-x)); }
 
 // T is the type of the arrays that are `void`; `wide` ones are of the type that it is computed in. Null stands for
 // zeros, or for what is not asked for.
@@ -91,9 +89,9 @@ __global__ void __launch_bounds__(256) lstm_step(const __grid_constant__ LstmArg
 #pragma unroll
         for (int i = 0; i < N; i++) {
 #pragma unroll
-            for (int k = 0; k < 4; k++) gates[k][i] = k == 2 ? tangent(gates[k][i]) : sigmoid(gates[k][i]);
+            for (int k = 0; k < 4; k++) gates[k][i] = k == 2 ? tanh(gates[k][i]) : sigmoid(gates[k][i]);
             c[i] = gates[1][i] * c[i] + gates[0][i] * gates[2][i];
-            h[i] = gates[3][i] * tangent(c[i]);
+            h[i] = gates[3][i] * tanh(c[i]);
         }
 #pragma unroll
         for (int k = 0; k < 4; k++) at.template store<F>(args.wide_gates, 4, k, gates[k]);
@@ -132,7 +130,7 @@ __global__ void __launch_bounds__(256) lstm_grad_step(const __grid_constant__ Ls
         at.template add<F>(args.wide_g_c, 1, 0, dc);
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            const F tangent_c = tangent(c[i]);
+            const F tangent_c = tanh(c[i]);
             dc[i] += dh[i] * gates[3][i] * (F(1) - tangent_c * tangent_c);
             d[0][i] = dc[i] * gates[2][i];
             d[1][i] = dc[i] * before[i];
@@ -180,7 +178,7 @@ __global__ void __launch_bounds__(256) gru_step(const __grid_constant__ GruArgs 
         for (int i = 0; i < N; i++) {
             x[0][i] = sigmoid(x[0][i] + p[0][i]);
             x[1][i] = sigmoid(x[1][i] + p[1][i]);
-            x[2][i] = tangent(x[2][i] + x[0][i] * p[2][i]);
+            x[2][i] = tanh(x[2][i] + x[0][i] * p[2][i]);
             h[i] = x[2][i] + x[1][i] * (h[i] - x[2][i]);
         }
 #pragma unroll
@@ -254,7 +252,7 @@ __global__ void __launch_bounds__(256) rnn_step(const __grid_constant__ RnnArgs 
         at.template load<T>(args.sums, 1, 0, x);
         at.add_bias(args.bias, 0, x);
 #pragma unroll
-        for (int i = 0; i < N; i++) x[i] = !args.relu ? tangent(x[i]) : x[i] < F(0) ? F(0) : x[i];  // a NaN stays one
+        for (int i = 0; i < N; i++) x[i] = !args.relu ? tanh(x[i]) : x[i] < F(0) ? F(0) : x[i];  // a NaN stays one
         at.template store<T>(args.h, 1, 0, x);
     }
 }

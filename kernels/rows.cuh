@@ -29,16 +29,6 @@ struct RowArgs {
     long long length;                // of a row
 };
 
-DEVICE float exponential(float x) { return expf(x); }
-DEVICE double exponential(double x) { return exp(x); }
-DEVICE float logarithm(float x) { return logf(x); }
-DEVICE double logarithm(double x) { return log(x); }
-
-template <class F>
-DEVICE F infinity() {
-    return F(__uint_as_float(0x7f800000u));
-}
-
 template <class F>
 DEVICE bool is_finite(F x) {
     return x - x == F(0);
@@ -57,19 +47,19 @@ struct ExponentialSum {
 #pragma unroll
             for (int i = 0; i < N; i++) most = Larger::of(x[p][i], most);
         const F base = most == -infinity<F>() ? F(0) : most;
-        sum *= exponential(top - base);
+        sum *= exp(top - base);
         top = most;
 #pragma unroll
         for (int p = 0; p < PER; p++)
 #pragma unroll
-            for (int i = 0; i < N; i++) sum += exponential(x[p][i] - base);
+            for (int i = 0; i < N; i++) sum += exp(x[p][i] - base);
     }
 
     // That of all threads of the group. If the largest is infinite, the sum is of no use.
     template <class Group>
     DEVICE void finish(Group& group) {
         const F most = group.template reduce<Larger, 0>(top);
-        sum = group.template reduce<Add, 1>(is_finite(most) ? sum * exponential(top - most) : sum);
+        sum = group.template reduce<Add, 1>(is_finite(most) ? sum * exp(top - most) : sum);
         top = most;
     }
 };

@@ -54,7 +54,7 @@ struct Softmax {
         if constexpr (SUMS) {
             exponentials.finish(group);
             first = exponentials.top;
-            second = KIND == SOFTMAX ? F(1) / exponentials.sum : logarithm(exponentials.sum);
+            second = KIND == SOFTMAX ? F(1) / exponentials.sum : log(exponentials.sum);
         } else if constexpr (INPUTS == 2) {
             first = group.template reduce<Add, 0>(sum);
         }
@@ -63,15 +63,15 @@ struct Softmax {
     DEVICE F result(F a, F b, int) const {
         switch (KIND) {
             case SOFTMAX:
-                return exponential(a - first) * second;
+                return exp(a - first) * second;
             case LOG_SOFTMAX:
                 return a - first - second;
             case SOFTMAX_GRAD:
                 return b * (a - first);
             case LOG_SOFTMAX_GRAD:
-                return a - exponential(b) * first;
+                return a - exp(b) * first;
             default:
-                return second * exponential(a - first);
+                return second * exp(a - first);
         }
     }
 
