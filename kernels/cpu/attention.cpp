@@ -15,9 +15,9 @@
 #include "flat.h"
 #include "math.h"
 #include "philox.h"
+#include "tile.h"
 
 #include <algorithm>
-#include <utility>
 
 namespace {
 
@@ -29,73 +29,7 @@ enum MaskKind { NO_MASK, BOOLEAN, ADDED };
 
 // --- products
 
-// How many rows a tile has, for so many vectors across: as many as there are registers for.
-constexpr int rows_for(int vectors) {
-    if (WIDTH == 16) return vectors == 4 ? 6 : vectors == 3 ? 8 : 12;
-    return vectors == 4 ? 3 : vectors == 3 ? 4 : vectors == 2 ? 6 : 12;
-}
-
-// Vectors of `V` times WIDTH columns side by side: rows of a panel, or of what comes out.
-struct Rows {
-    float* start;
-    long stride;
-
-    float* operator[](long row) const { return start + row * stride; }
-    Rows from(long row, long column) const { return {start + row * stride + column, stride}; }
-};
-
-// Elements that each go to all lanes: x[row][k].
-struct Scalars {
-    const float* start;
-    long row, step;
-};
-
-// out (P rows, V vectors) = (out * factor, or zero) + x (P, count) times the panel (count, V vectors).
-template <int P, int V>
-void tile(Scalars x, long count, Rows panel, Rows out, bool add, const float* factor) {
-    Vector sums[P][V];
-    const float* rows[P];
-    for (int p = 0; p < P; p++) {
-        rows[p] = x.start + p * x.row;
-        for (int v = 0; v < V; v++) sums[p][v] = add ? load(out[p] + v * WIDTH) : Vector{};
-    }
-    if (factor)
-        for (int p = 0; p < P; p++)
-            for (int v = 0; v < V; v++) sums[p][v] *= load(factor + v * WIDTH);
-    const float* at = panel.start;
-    for (long k = 0, element = 0; k < count; k++, element += x.step, at += panel.stride) {
-        Vector columns[V];
-        for (int v = 0; v < V; v++) columns[v] = load(at + v * WIDTH);
-#pragma GCC unroll 12
-        for (int p = 0; p < P; p++) {
-            Vector scalar = broadcast(rows[p][element]);
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) sums[p][v] += scalar * columns[v];
-        }
-    }
-    for (int p = 0; p < P; p++)
-        for (int v = 0; v < V; v++) store(out[p] + v * WIDTH, sums[p][v]);
-}
-
-using Tile = void (*)(Scalars, long, Rows, Rows, bool, const float*);
-
-template <int V, int... P> Tile tile_for(long rows, std::integer_sequence<int, P...>) {
-    static constexpr Tile tiles[] = {tile<P + 1, V>...};
-    return tiles[rows - 1];
-}
-
-template <int V> Tile tile_for(long rows) { return tile_for<V>(rows, std::make_integer_sequence<int, rows_for(V)>()); }
-
-Tile tile_for(int vectors, long rows) {
-    switch (vectors) {
-        case 1: return tile_for<1>(rows);
-        case 2: return tile_for<2>(rows);
-        case 3: return tile_for<3>(rows);
-        default: return tile_for<4>(rows);
-    }
-}
-
-// As `tile`, for any number of rows and of vectors.
+// As a tile of products, for any number of rows and of vectors.
 void multiply(Scalars x, long rows, long count, Rows panel, long vectors, Rows out, bool add,
               const float* factor = nullptr) {
     for (long first = 0; first < vectors; first += ACROSS) {
@@ -103,8 +37,9 @@ void multiply(Scalars x, long rows, long count, Rows panel, long vectors, Rows o
         long column = first * WIDTH, tiles = (rows + rows_for(across) - 1) / rows_for(across);
         for (long i = 0; i < tiles; i++) {
             long row = rows * i / tiles, height = rows * (i + 1) / tiles - row;
-            tile_for(across, height)({x.start + row * x.row, x.row, x.step}, count, panel.from(0, column),
-                                     out.from(row, column), add, factor ? factor + column : nullptr);
+            tile_for<Product>(across, height)({x.start + row * x.row, x.row, x.step}, count, panel.start + column,
+                                              panel.stride, out.from(row, column), add,
+                                              factor ? factor + column : nullptr);
         }
     }
 }

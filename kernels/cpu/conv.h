@@ -1,9 +1,9 @@
 // What convolution's kernels share: the geometry, padded images, tiles in registers, sums of outer products.
 #pragma once
 #include "array.h"
+#include "tile.h"
 
 #include <algorithm>
-#include <utility>
 
 namespace {
 
@@ -32,9 +32,6 @@ int vectors_for(long outputs) {
     }
     return best;
 }
-
-// How many pixels long: as many as there are registers for.
-constexpr int pixels_for(int vectors) { return WIDTH == 16 ? (vectors == 4 ? 6 : 12) : vectors == 4 ? 3 : vectors == 2 ? 6 : 12; }
 
 // Along one axis, for one position of the result of a convolution of `length` elements: which taps meet an element, and
 // which. For the transposed convolution, the result is that of the gradient with respect to the input.
@@ -141,7 +138,7 @@ void tile(const float* const* pixels, const Segment* segments, int count, float*
 template <int V>
 void tiles(const float* input, const long* from, float* output, const long* to, long count, const Segment* segments,
            int segment_count, const Target& target) {
-    constexpr int P = pixels_for(V);
+    constexpr int P = rows_for(V);
     for (long first = 0; first < count; first += P) {
         const float* pixels[P];
         float* outputs[P];
@@ -194,51 +191,39 @@ const float* padded_image(const Array* x, long n, const Geometry& g, long height
 }
 
 // sums (R, V vectors), rows `stride` apart, plus the outer products of R inputs and V vectors of gradients.
-template <int R, int V>
-void outer_products(const float* inputs, const long* from, const float* gradients, const long* to, long count,
+template <int R, int V> struct OuterProducts {
+    static void run(const float* inputs, const long* from, const float* gradients, const long* to, long count,
                     float* sums, long stride) {
-    Vector total[R][V] = {};
-    for (long i = 0; i < count; i++) {
-        const float* x = inputs + from[i];
-        const float* g = gradients + to[i];
-        Vector row[V];
-        for (int v = 0; v < V; v++) row[v] = load(g + v * WIDTH);
+        Vector total[R][V] = {};
+        for (long i = 0; i < count; i++) {
+            const float* x = inputs + from[i];
+            const float* g = gradients + to[i];
+            Vector row[V];
+            for (int v = 0; v < V; v++) row[v] = load(g + v * WIDTH);
 #pragma GCC unroll 12
-        for (int r = 0; r < R; r++) {
-            Vector element = broadcast(x[r]);
+            for (int r = 0; r < R; r++) {
+                Vector element = broadcast(x[r]);
 #pragma GCC unroll 4
-            for (int v = 0; v < V; v++) total[r][v] += element * row[v];
+                for (int v = 0; v < V; v++) total[r][v] += element * row[v];
+            }
         }
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < V; v++) {
+                float* to = sums + r * stride + v * WIDTH;
+                store(to, load(to) + total[r][v]);
+            }
     }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) {
-            float* to = sums + r * stride + v * WIDTH;
-            store(to, load(to) + total[r][v]);
-        }
-}
-
-using OuterProducts = void (*)(const float*, const long*, const float*, const long*, long, float*, long);
-
-template <int V, int... R> OuterProducts outer_for(int rows, std::integer_sequence<int, R...>) {
-    static constexpr OuterProducts functions[] = {outer_products<R + 1, V>...};
-    return functions[rows - 1];
-}
-
-OuterProducts outer_for(int rows, int vectors) {
-    if (vectors == 4) return outer_for<4>(rows, std::make_integer_sequence<int, pixels_for(4)>());
-    if (vectors == 2) return outer_for<2>(rows, std::make_integer_sequence<int, pixels_for(2)>());
-    return outer_for<1>(rows, std::make_integer_sequence<int, pixels_for(1)>());
-}
+};
 
 // The outer products of `length` inputs at each of `count` places with blocks of gradients, added to sums
 // (length, blocks * lanes).
 void add_products(const float* inputs, const long* from, long length, const float* gradients, const long* to,
                   long count, float* sums, long blocks, int vectors) {
-    int most = pixels_for(vectors);
+    int most = rows_for(vectors);
     long lanes = vectors * WIDTH, parts = (length + most - 1) / most;
     for (long part = 0; part < parts; part++) {
         long first = length * part / parts, rows = length * (part + 1) / parts - first;
-        OuterProducts outer = outer_for(rows, vectors);
+        auto outer = tile_for<OuterProducts>(vectors, rows);
         for (long block = 0; block < blocks; block++)
             outer(inputs + first, from, gradients + block * lanes, to, count,
                   sums + first * blocks * lanes + block * lanes, blocks * lanes);

@@ -10,9 +10,9 @@
 // 2.5 units in the last place.
 #include "flat.h"
 #include "math.h"
+#include "tile.h"
 
 #include <algorithm>
-#include <utility>
 
 namespace {
 
@@ -21,62 +21,16 @@ namespace {
 constexpr long DEPTH = 128;   // of a part of a panel that stays in the first-level cache
 constexpr long SAMPLES = 64;  // that go through all steps together, so that their states stay there too
 
-// How many rows a tile has, for so many vectors across: as many as there are registers for.
-constexpr int rows_for(int vectors) {
-    if (WIDTH == 16) return vectors == 4 ? 6 : vectors == 3 ? 8 : 12;
-    return vectors == 4 ? 3 : vectors == 3 ? 4 : vectors == 2 ? 6 : 12;
-}
-
-// The products of P rows of `count` elements, `stride` apart, with V vectors of columns; added to `out`, or not.
-template <int P, int V>
-void tile(const float* x, long stride, long count, const float* panel, float* out, long out_stride, bool add) {
-    Vector sums[P][V];
-    const float* rows[P];
-    for (int p = 0; p < P; p++) {
-        rows[p] = x + p * stride;
-        for (int v = 0; v < V; v++) sums[p][v] = add ? load(out + p * out_stride + v * WIDTH) : Vector{};
-    }
-    for (long k = 0; k < count; k++, panel += V * WIDTH) {
-        Vector columns[V];
-        for (int v = 0; v < V; v++) columns[v] = load(panel + v * WIDTH);
-#pragma GCC unroll 12
-        for (int p = 0; p < P; p++) {
-            Vector element = broadcast(rows[p][k]);
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) sums[p][v] += element * columns[v];
-        }
-    }
-    for (int p = 0; p < P; p++)
-        for (int v = 0; v < V; v++) store(out + p * out_stride + v * WIDTH, sums[p][v]);
-}
-
-using Tile = void (*)(const float*, long, long, const float*, float*, long, bool);
-
-template <int V, int... P> Tile tile_for(long rows, std::integer_sequence<int, P...>) {
-    static constexpr Tile tiles[] = {tile<P + 1, V>...};
-    return tiles[rows - 1];
-}
-
-template <int V> Tile tile_for(long rows) { return tile_for<V>(rows, std::make_integer_sequence<int, rows_for(V)>()); }
-
-Tile tile_for(int vectors, long rows) {
-    switch (vectors) {
-        case 1: return tile_for<1>(rows);
-        case 2: return tile_for<2>(rows);
-        case 3: return tile_for<3>(rows);
-        default: return tile_for<4>(rows);
-    }
-}
-
 // out (rows, V vectors) = x (rows, count) times a panel (count, V vectors), added to what is there, or not.
 void multiply(const float* x, long stride, long rows, long count, const float* panel, int vectors, float* out,
               long out_stride, bool add) {
-    long tiles = (rows + rows_for(vectors) - 1) / rows_for(vectors);
+    long tiles = (rows + rows_for(vectors) - 1) / rows_for(vectors), width = vectors * WIDTH;
     for (long k = 0; k < count; k += DEPTH)
         for (long i = 0; i < tiles; i++) {
             long first = rows * i / tiles, height = rows * (i + 1) / tiles - first;
-            tile_for(vectors, height)(x + first * stride + k, stride, std::min(DEPTH, count - k),
-                                      panel + k * vectors * WIDTH, out + first * out_stride, out_stride, add || k > 0);
+            tile_for<Product>(vectors, height)({x + first * stride + k, stride, 1}, std::min(DEPTH, count - k),
+                                               panel + k * width, width, {out + first * out_stride, out_stride},
+                                               add || k > 0, nullptr);
         }
 }
 
