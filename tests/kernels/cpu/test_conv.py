@@ -11,6 +11,7 @@ import gpunet as gn
 from gpunet.backends import threads
 from gpunet.backends.native import library
 from gpunet.ops import conv as ops
+from tests.kernels.cpu.layouts import channels_last
 
 pytestmark = pytest.mark.skipif(not library("conv").usable(), reason="needs a C++ compiler")
 
@@ -65,10 +66,6 @@ CASES = {
 
 def normal(*shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
-
-
-def channels_last(x: np.ndarray) -> np.ndarray:
-    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
 
 
 def kernel_first(weight: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import gpunet as gn
 from gpunet.backends import threads
 from gpunet.ops import elementwise as ew
 from gpunet.ops.op import Op
+from tests.kernels.cpu.layouts import laid
 
 rng = np.random.default_rng(5)
 TANH = {"approximate": "tanh"}
@@ -127,15 +128,6 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch: pytest.MonkeyPat
         gn.set_num_threads(before)
     for one, three in zip(*results, strict=True):
         np.testing.assert_array_equal(one, three)
-
-
-def laid(x: np.ndarray, how: str) -> np.ndarray:
-    """The same values, otherwise in memory."""
-    if how == "channels-last":
-        return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
-    if how == "strided":
-        return np.repeat(x, 2, axis=-1)[..., ::2]
-    return x
 
 
 @pytest.mark.parametrize("second", ["channels-first", "channels-last", "strided"])

@@ -11,6 +11,7 @@ import gpunet as gn
 from gpunet.backends import threads
 from gpunet.nn import functional as F
 from gpunet.ops import norm
+from tests.kernels.cpu.layouts import laid
 
 rng = np.random.default_rng(3)
 SHAPES = [
@@ -29,15 +30,6 @@ ROWS = [((3, 1), 1), ((2, 3, 5), 1), ((7, 16), 1), ((4, 9, 33), 2), ((70, 128), 
 
 def normal(*shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
-
-
-def laid(x: np.ndarray, how: str) -> np.ndarray:
-    """The same values, otherwise in memory."""
-    if how == "channels-last":
-        return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
-    if how == "strided":
-        return np.repeat(x, 2, axis=-1)[..., ::2]
-    return x
 
 
 def exact(x: Any, g: Any, w: Any, b: Any, axes: tuple[int, ...], eps: float) -> list[np.ndarray]:

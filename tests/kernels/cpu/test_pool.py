@@ -11,6 +11,7 @@ import gpunet as gn
 from gpunet.backends import threads
 from gpunet.nn import functional as F
 from gpunet.ops import pool
+from tests.kernels.cpu.layouts import laid
 
 rng = np.random.default_rng(7)
 SHAPES = [(2, 3, 7, 9), (1, 1, 5, 40), (3, 17, 8, 8), (2, 16, 6, 5), (1, 80, 4, 3), (2, 4, 12, 70), (2, 5, 33)]
@@ -24,15 +25,6 @@ WINDOWS: dict[str, dict[str, Any]] = {
     "long": {"kernel": (2, 9), "stride": (1, 4), "padding": (1, 4), "dilation": (1, 1), "ceil_mode": True},
 }
 LAYOUTS = ["channels-first", "channels-last", "strided"]
-
-
-def laid(x: np.ndarray, how: str) -> np.ndarray:
-    """The same values, otherwise in memory."""
-    if how == "channels-last":
-        return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
-    if how == "strided":
-        return np.repeat(x, 2, axis=-1)[..., ::2]
-    return x
 
 
 def normal(*shape: int) -> np.ndarray:
