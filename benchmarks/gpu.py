@@ -33,7 +33,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that a checkout needs no installation; a script's path begins with its own folder
 
-from benchmarks.on_gpu import comparison, correctness, dispatch, hardware, training, tuning  # noqa: E402
+from benchmarks.on_gpu import comparison, correctness, dispatch, hardware, layers, training, tuning  # noqa: E402
 from benchmarks.on_gpu.supervise import Run, supervise  # noqa: E402
 from gpunet.errors import DeviceError  # noqa: E402
 from gpunet.io.atomic import destination, replacing  # noqa: E402
@@ -60,6 +60,8 @@ STAGES = {
     "sanitizer": Stage(correctness.sanitizer, 2),
     "tune": Stage(tuning.tune, 7),
     "matmul": Stage(comparison.matmul, 4.5),
+    "convolution": Stage(layers.convolution, 4),
+    "layers": Stage(layers.memory_bound, 2.5),
     "examples": Stage(training.examples, 1.5),
 }
 

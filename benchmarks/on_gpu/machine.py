@@ -123,6 +123,7 @@ class Machine:
         if self.is_real and not torch.cuda.is_available():
             return None
         torch.set_float32_matmul_precision(gn.get_float32_precision())
+        torch.backends.cudnn.benchmark = True  # its quickest algorithms
         return torch
 
     def properties(self) -> dict[str, Any]:
@@ -191,11 +192,14 @@ class Machine:
 
     @contextmanager
     def precision(self, compute: str) -> Iterator[None]:
-        """A context in which float32 products are IEEE's ("float32") or rounded to TF32 ("tf32") in all libraries."""
+        """A context in which products and convolutions of float32 are IEEE's ("float32") or rounded to TF32 ("tf32") in
+        all libraries."""
         name = "high" if compute == "tf32" else "highest"
         gn.set_float32_precision(name)
         if "torch" in sys.modules:
-            sys.modules["torch"].set_float32_matmul_precision(name)
+            torch = sys.modules["torch"]
+            torch.set_float32_matmul_precision(name)
+            torch.backends.cudnn.allow_tf32 = compute == "tf32"  # which it is without asking
         if self.is_real:
             from cupy._core import _routines_linalg as linalg
 

@@ -22,7 +22,10 @@ from gpunet.errors import DeviceError
 from gpunet.ops import gemm
 
 ROOT = Path(__file__).parents[2]
-STAGES = ["environment", "compile", "ceilings", "overhead", "correctness", "sanitizer", "tune", "matmul", "examples"]
+STAGES = [
+    "environment", "compile", "ceilings", "overhead", "correctness", "sanitizer", "tune", "matmul", "convolution",
+    "layers", "examples",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,18 @@ def test_what_a_dry_run_finds(dry_run: tuple[dict[str, Any], str]) -> None:
     assert first["gpunet"] > 0 and first["cublas"] > 0 and first["ratio"] and not first["failed"]
     assert first["verdict"] == "", "times of the emulated device are held against no bar"
     assert 0 < stages["examples"]["rows"][0]["accuracy"] < 1
+
+
+def test_every_layer_is_checked_and_measured(machine: Machine, tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/gpu.py", "--dry-run", "--torch", "off", "--stages", "convolution,layers"]
+    done = subprocess.run([*command, "--json", str(tmp_path / "gpu.json")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = json.loads((tmp_path / "gpu.json").read_text())["stages"]
+    rows = [*stages["convolution"]["rows"], *stages["layers"]["rows"]]
+    for row in rows:
+        assert row["us"] > 0 and row["rate"] > 0 and row["error"] < 1e-5 and row["verdict"] == "", row
+    assert {row["which"] for row in rows} == {"forward", "backward", "input gradient", "weight gradient", "step"}
+    assert stages["convolution"]["complete"] and stages["layers"]["complete"]
 
 
 def test_a_dry_run_leaves_the_table_alone_and_makes_one_that_dispatch_loads(
