@@ -3,6 +3,11 @@
 Every recorded op makes one `Node`, which knows the op, what its derivative needs, and the nodes that its inputs came
 from. `backward` walks the nodes in the reverse of the order in which they were made. One clock numbers the nodes and
 the in-place writes, so a value written to after it was recorded is noticed: its write is later than its node.
+
+The gradient g of a complex array z is, on the tape, the one with dL = Re(sum(g * dz)): that of a holomorphic f is
+g * f'(z), as for real numbers. Users see its conjugate, dL/dRe(z) + i dL/dIm(z), as PyTorch has it, so that
+z - rate * z.grad goes downhill: gradients are conjugated where they enter and leave the tape. A real input of an op
+whose result is complex gets the real part.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpunet.backends import backend_of_type
-from gpunet.dtypes import default_dtype, is_floating
+from gpunet.dtypes import SMOOTH, default_dtype
 from gpunet.errors import DeviceError, DTypeError, GradientError, ShapeError
 from gpunet.ops import elementwise as ew
 from gpunet.ops.chain import differentiate
@@ -162,7 +167,7 @@ def leaf(tensor: Tensor) -> Node:
         DTypeError: it is not floating-point.
     """
     dtype = tensor.data.dtype
-    if not is_floating(dtype):
+    if dtype.kind not in SMOOTH:
         raise DTypeError(
             f"only floating-point tensors can require gradients, and this one is {dtype}; "
             "convert it first: x.astype(gpunet.float32)"
@@ -220,7 +225,7 @@ def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
     out = _new(Tensor)
     out.data = y
     out._memory = None
-    if tracked and op.derivative is not None and (not _blocks or _mode.enabled[-1]) and y.dtype.kind == "f":
+    if tracked and op.derivative is not None and (not _blocks or _mode.enabled[-1]) and y.dtype.kind in SMOOTH:
         out._node = node = _new(Node)
         node.op = op
         node.shape = y.shape
@@ -257,7 +262,7 @@ def record_one(op: Op, x: Tensor) -> Any:
     out.data = y
     out._memory = None
     before = x._node
-    if before is None or op.derivative is None or (_blocks and not _mode.enabled[-1]) or y.dtype.kind != "f":
+    if before is None or op.derivative is None or (_blocks and not _mode.enabled[-1]) or y.dtype.kind not in SMOOTH:
         out._node = None
         return out
     out._node = node = _new(Node)
@@ -298,7 +303,7 @@ def _operator(op: Op) -> Callable[[Tensor, Any], Any]:
         out.data = y
         out._memory = None
         first, second = a._node, b._node
-        if (first is None and second is None) or (_blocks and not _mode.enabled[-1]) or y.dtype.kind != "f":
+        if (first is None and second is None) or (_blocks and not _mode.enabled[-1]) or y.dtype.kind not in SMOOTH:
             out._node = None
             return out
         out._node = node = _new(kind_of_node)
@@ -370,7 +375,7 @@ def _wrap_several(op: Op, args: Any, params: Any, ys: tuple[Any, ...], nodes: Se
     outs = []
     for i, y in enumerate(ys):
         out = Tensor._wrap(y)
-        if whole is not None and y.dtype.kind == "f":
+        if whole is not None and y.dtype.kind in SMOOTH:
             out._node = _part(whole, i, ys)
             if whole.memory is not None:
                 out._memory = out._node.memory = whole.memory
@@ -599,6 +604,11 @@ def _seed(tensor: Tensor, gradient: Any, create_graph: bool) -> Any:
             f"cannot differentiate a tensor of shape {tensor.shape} that does not require gradients: it {why}"
         )
     if gradient is None:
+        if tensor.dtype.kind == "c":
+            raise GradientError(
+                f"only a real scalar can be differentiated without a gradient, and this tensor is {tensor.dtype}; "
+                "take abs, real or imag of it first, or pass backward(gradient)"
+            )
         if tensor.size != 1:
             raise GradientError(
                 f"only a scalar can be differentiated without a gradient, and this tensor has shape {tensor.shape}; "
@@ -619,7 +629,12 @@ def _seed(tensor: Tensor, gradient: Any, create_graph: bool) -> Any:
         raise ShapeError(f"the gradient must have the tensor's shape {tensor.shape}, got {gradient.shape}")
     if type(seed) is not type(data) or not tensor._backend().same_device([seed, data]):
         raise DeviceError(f"the gradient is on {gradient.device}, the tensor on {tensor.device}")
-    return gradient if create_graph else gradient.data
+    return across(gradient if create_graph else gradient.data)
+
+
+def across(g: Any) -> Any:
+    """A gradient that enters or leaves the tape."""
+    return ew.conj(g) if g.dtype.kind == "c" else g
 
 
 def _reachable(roots: Iterable[Node]) -> list[Node]:
@@ -789,7 +804,7 @@ def _output(node: Node, create_graph: bool) -> Any:
     if not create_graph:
         return y
     if type(y) is tuple:
-        return tuple(Tensor._wrap(v, _part(node, i, y) if is_floating(v.dtype) else None) for i, v in enumerate(y))
+        return tuple(Tensor._wrap(v, _part(node, i, y) if v.dtype.kind in SMOOTH else None) for i, v in enumerate(y))
     return Tensor._wrap(y, node)
 
 
@@ -827,6 +842,7 @@ def _cast_gradient(xp: Any, g: Any, dtype: np.dtype) -> Any:
 
 def _accumulate(node: Node, g: Any, owned: set[int]) -> None:
     """Add a gradient to what `Tensor.grad` shows. A leaf's gradient is its own memory, so that it can be written to."""
+    g = across(g)
     with _accumulating:
         before = node.grad
         if before is None:
@@ -841,7 +857,7 @@ def _accumulate(node: Node, g: Any, owned: set[int]) -> None:
 def _collect(node: Node, g: Any, targets: Sequence[Node], results: dict[Node, Any], owned: set[int]) -> None:
     """Note the gradient of a node, if it is one of those that `grad` was asked for."""
     if node in targets:
-        results[node] = _own(g, owned)
+        results[node] = _own(across(g), owned)
 
 
 _accumulating = threading.Lock()  # several threads may differentiate with respect to the same leaf

@@ -20,9 +20,9 @@ _KINDS = {
     "signed integer": "i",
     "unsigned integer": "u",
     "integral": "iu",
-    "real floating": "f",
+    "real floating": "fV",
     "complex floating": "c",
-    "numeric": "iufc",
+    "numeric": "iufcV",
 }
 
 _default = float32
@@ -43,8 +43,11 @@ def set_default_dtype(dtype: Any) -> None:
 
 
 def is_floating(dtype: np.dtype) -> builtins.bool:
-    """Whether `dtype` is real floating-point, the types that can have gradients."""
-    return dtype.kind == "f"
+    """Whether `dtype` is real floating-point."""
+    return dtype.kind in "fV"  # V: bfloat16, as ml_dtypes defines it
+
+
+SMOOTH = "fcV"  # the kinds of dtypes that can have gradients: real and complex floating-point, and bfloat16
 
 
 def accumulation_dtype(dtype: np.dtype) -> np.dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpunet import autograd
-from gpunet.dtypes import is_floating
+from gpunet.dtypes import SMOOTH
 from gpunet.errors import GradientError
 from gpunet.ops.op import Op
 from gpunet.tensor import Tensor
@@ -83,7 +83,7 @@ class Function:
             y = cls.forward(ctx, *args, **kwargs)
         if not isinstance(y, Tensor):
             raise TypeError(f"{cls.__name__}.forward must return a Tensor, got {type(y).__name__}")
-        if not any(ctx.needs_input_grad) or not autograd.is_grad_enabled() or not is_floating(y.dtype):
+        if not any(ctx.needs_input_grad) or not autograd.is_grad_enabled() or y.dtype.kind not in SMOOTH:
             return y
         places = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
 
@@ -91,7 +91,7 @@ class Function:
             recorded = isinstance(g, Tensor)
             ctx._output = y if recorded else Tensor._wrap(y)
             try:
-                found = cls.backward(ctx, g if recorded else Tensor._wrap(g))
+                found = cls.backward(ctx, autograd.across(g if recorded else Tensor._wrap(g)))
             finally:
                 ctx._output = None
             found = found if isinstance(found, tuple) else (found,)
@@ -106,6 +106,7 @@ class Function:
                     raise GradientError(
                         f"{cls.__name__}.backward must return Tensors, got {type(gradient).__name__} for input {i}"
                     )
+            gradients = [t if t is None else autograd.across(t) for t in gradients]
             return tuple(t if recorded or t is None else t.data.copy() for t in gradients)
 
         declared = Op(_untouched)

@@ -6,6 +6,7 @@ is the gradient of the result y, and a leading underscore marks a value that it 
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Callable
 from functools import partial
@@ -66,6 +67,18 @@ def _declare(
 def _flat(xp: Any, g: Any, _y: Any, _x: Any) -> Any:
     """The derivative of a step function, zero wherever it exists."""
     return g * 0.0
+
+
+def _conj(xp: Any, x: Any) -> Any:
+    """The conjugate, without a copy of what is real."""
+    return xp.conj(x) if x.dtype.kind == "c" else x
+
+
+def _turning(xp: Any, g: Any, y: Any, x: Any) -> Any:
+    """The derivative of sign: zero but for complex numbers, whose signs turn as they do."""
+    if x.dtype.kind != "c":
+        return g * 0.0
+    return (g - xp.real(g * y) * xp.conj(y)) / xp.where(x == 0, 1.0, xp.abs(x))
 
 
 # --- arithmetic
@@ -134,11 +147,15 @@ def pow(xp, a, b):
 @pow.vjp
 def _(xp, g, y, a, b):
     def base() -> Any:
-        if isinstance(b, (int, float)):
+        if isinstance(b, (int, float, complex)):
             return g * (b * xp.pow(a, b - 1)) if b else g * 0.0
         return g * xp.where(b == 0, 0.0, b * xp.pow(a, xp.where(b == 0, 1.0, b - 1)))
 
     def exponent() -> Any:
+        if y.dtype.kind == "c":
+            if not hasattr(a, "dtype"):
+                return g * y * (cmath.log(a) if a else 0.0)
+            return g * y * xp.log(xp.where(a == 0, 1.0, xp.astype(a, y.dtype)))
         positive = a > 0
         if isinstance(a, (int, float)):
             return g * y * (math.log(a) if positive else 0.0)
@@ -149,8 +166,8 @@ def _(xp, g, y, a, b):
 
 negative = _unary("negative", "-x", lambda xp, g, _y, _x: -g)
 positive = _unary("positive", "x", lambda xp, g, _y, _x: g)
-abs = _unary("abs", "The absolute value of x", lambda xp, g, _y, x: g * xp.sign(x))
-sign = _unary("sign", "-1, 0 or 1 as x is negative, zero or positive", _flat)
+abs = _unary("abs", "The absolute value of x", lambda xp, g, _y, x: g * _conj(xp, xp.sign(x)))
+sign = _unary("sign", "-1, 0 or 1 as x is negative, zero or positive; of complex x, x / abs(x)", _turning)
 square = _unary("square", "x²", lambda xp, g, _y, x: g * (2.0 * x))
 reciprocal = _floating("reciprocal", "1 / x", lambda xp, g, y, _x: -g * y * y)
 floor = _unary("floor", "The largest integer not above x", _flat)
@@ -158,8 +175,8 @@ ceil = _unary("ceil", "The smallest integer not below x", _flat)
 trunc = _unary("trunc", "The nearest integer towards zero", _flat)
 round = _unary("round", "The nearest integer, halves to even", _flat)
 real = _unary("real", "The real part of x", lambda xp, g, _y, _x: g, view=True)
-imag = _unary("imag", "The imaginary part of x", view=True)
-conj = _unary("conj", "The complex conjugate of x", lambda xp, g, _y, _x: g)
+imag = _unary("imag", "The imaginary part of x", lambda xp, g, _y, _x: g * -1j, view=True)
+conj = _unary("conj", "The complex conjugate of x", lambda xp, g, _y, _x: _conj(xp, g))
 signbit = _unary("signbit", "Whether the sign bit of x is set")
 isnan = _unary("isnan", "Whether x is not a number")
 isinf = _unary("isinf", "Whether x is an infinity")
@@ -177,6 +194,12 @@ log10 = _floating("log10", "The logarithm of x to base 10", lambda xp, g, _y, x:
 
 # --- trigonometry
 
+
+def _acosh_root(xp: Any, x: Any) -> Any:
+    """sqrt(x² - 1), on acosh's branch."""
+    return xp.sqrt(x - 1.0) * xp.sqrt(x + 1.0) if x.dtype.kind == "c" else xp.sqrt(x * x - 1.0)
+
+
 sin = _floating("sin", "The sine of x", lambda xp, g, _y, x: g * xp.cos(x))
 cos = _floating("cos", "The cosine of x", lambda xp, g, _y, x: -g * xp.sin(x))
 tan = _floating("tan", "The tangent of x", lambda xp, g, y, _x: g * (1.0 + y * y))
@@ -187,7 +210,7 @@ sinh = _floating("sinh", "The hyperbolic sine of x", lambda xp, g, _y, x: g * xp
 cosh = _floating("cosh", "The hyperbolic cosine of x", lambda xp, g, _y, x: g * xp.sinh(x))
 tanh = _floating("tanh", "The hyperbolic tangent of x", lambda xp, g, y, _x: _slope(tanh_grad, xp, g, y))
 asinh = _floating("asinh", "The inverse hyperbolic sine of x", lambda xp, g, _y, x: g / xp.sqrt(x * x + 1.0))
-acosh = _floating("acosh", "The inverse hyperbolic cosine of x", lambda xp, g, _y, x: g / xp.sqrt(x * x - 1.0))
+acosh = _floating("acosh", "The inverse hyperbolic cosine of x", lambda xp, g, _y, x: g / _acosh_root(xp, x))
 atanh = _floating("atanh", "The inverse hyperbolic tangent of x", lambda xp, g, _y, x: g / (1.0 - x * x))
 
 # --- comparison and logic

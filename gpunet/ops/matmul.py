@@ -12,7 +12,7 @@ from gpunet.backends.native import library
 from gpunet.dtypes import float32
 from gpunet.errors import ShapeError
 from gpunet.ops import gemm
-from gpunet.ops.elementwise import relu, relu_grad
+from gpunet.ops.elementwise import conj, relu, relu_grad
 from gpunet.ops.op import op
 from gpunet.ops.reduce import sum
 from gpunet.ops.shape import axis_of, expand_dims, matrix_transpose, moveaxis, permute_dims, reshape
@@ -244,7 +244,8 @@ def _(xp, g, y, wanted, x, weight, bias):
 
 
 def vecdot(a: Any, b: Any, /, *, axis: int = -1) -> Any:
-    """The inner product of vectors along an axis, the others broadcast."""
+    """The inner product of vectors along an axis, the others broadcast; of complex numbers, a is conjugated."""
+    a = conj(a) if a.dtype.kind == "c" else a
     a, b = moveaxis(a, source=axis, destination=-1), moveaxis(b, source=axis, destination=-1)
     product = matmul(expand_dims(a, axis=-2), expand_dims(b, axis=-1))
     return reshape(product, shape=product.shape[:-2])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpunet.dtypes import default_dtype
-from gpunet.errors import GradientError, ShapeError
+from gpunet.errors import ShapeError
 from gpunet.ops import reduce_kernels as cuda
 from gpunet.ops.chain import fused
 from gpunet.ops.op import op
@@ -225,13 +225,18 @@ def cumulative_prod(xp, x, *, axis=None, include_initial=False):
 
 @cumulative_prod.vjp
 def _(xp, g, y, x, *, axis, include_initial):
-    if bool(xp.any(x == 0)):
-        raise GradientError("cumulative_prod: its derivative is not available where an element is zero")
     axis = _only_axis(x, axis)
-    gy = g * y
     if include_initial:
-        gy = gy[(slice(None),) * axis + (slice(1, None),)]
-    return flip(cumulative_sum(flip(gy, axis=axis), axis=axis), axis=axis) / x
+        later = (slice(None),) * axis + (slice(1, None),)
+        g, y = g[later], y[later]
+    if not bool(xp.any(x == 0)):
+        return flip(cumulative_sum(flip(g * y, axis=axis), axis=axis), axis=axis) / x
+    # With zeros, as in `prod`: the running products of the others, for each element in turn.
+    g, rows = xp.moveaxis(g, axis, -1), xp.moveaxis(x, axis, -1)
+    ones = xp.ones((rows.shape[-1],) * 2, dtype=xp.bool, device=x.device)
+    others = xp.where(xp.tril(xp.triu(ones)), 1.0, expand_dims(rows, axis=-2))
+    running = xp.where(xp.triu(ones), cumulative_prod(others, axis=-1), 0.0)
+    return xp.moveaxis(sum(expand_dims(g, axis=-2) * running, axis=-1), -1, axis)
 
 
 def _only_axis(x: Any, axis: int | None) -> int:

@@ -106,7 +106,13 @@ case("max: all", reduce.max, apart(3, 4))
 case("min", lambda x: reduce.min(x, axis=0, keepdims=True), apart(3, 4))
 case("prod: zeros", lambda x: reduce.prod(x, axis=(0, 2)), normal(2, 2, 3) * np.array([1, 1, 0.0]))
 case("cumulative_sum", lambda x: reduce.cumulative_sum(x, axis=1, include_initial=True), normal(2, 4))
+case("imag", lambda x: elementwise.imag(x * (1.0 + 2.0j)), normal(3, 2))
 case("cumulative_prod", lambda x: reduce.cumulative_prod(x, axis=0), positive(4, 2))
+case(
+    "cumulative_prod: zeros",
+    lambda x: reduce.cumulative_prod(x, axis=1),
+    np.array([[2.0, 0.0, 3.0, 0.0], [0.0, 1.0, 2.0, 3.0]]),
+)
 case("cumulative_prod: initial", lambda x: reduce.cumulative_prod(x, include_initial=True), positive(4))
 case("softmax: axis", lambda x: softmax.softmax(x, axis=0), normal(3, 4), also=(softmax.softmax_grad,))
 case("logsumexp: axis", lambda x: softmax.logsumexp(x, axis=-1), normal(3, 4))
