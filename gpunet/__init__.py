@@ -11,7 +11,7 @@ import importlib
 import math
 from typing import TYPE_CHECKING, Any
 
-from gpunet import errors, linalg, random, special
+from gpunet import errors, fft, linalg, random, special
 from gpunet.autograd import backward, enable_grad, grad, is_grad_enabled, no_grad, set_grad_enabled
 from gpunet.backends import Device, available_devices
 from gpunet.backends.threads import get_num_threads, set_num_threads

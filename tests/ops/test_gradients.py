@@ -13,6 +13,7 @@ from gpunet.ops import (
     attention,
     conv,
     elementwise,
+    fft,
     index,
     linalg,
     loss,
@@ -380,6 +381,8 @@ case(
     normal(2, 3, 4),
 )
 case("unstack: parts", lambda x: shape.unstack(x)[1] ** 2, normal(3, 4))
+case("half_spectrum", lambda x: gn.abs(fft.rfft(x)) ** 2, normal(3, 5), also=(fft._from_half_spectrum,))
+case("transform", lambda x: gn.abs(fft.fftn(x)) ** 2, normal(3, 4))
 
 
 @pytest.mark.parametrize("name", CASES)
