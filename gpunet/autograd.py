@@ -209,7 +209,7 @@ def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
     run = op.implementations.get(kind) or op.implementation(kind)  # type: ignore[arg-type]
     try:
         y = run(*raw, **params) if params else run(*raw)
-    except (ShapeError, DTypeError, DeviceError):
+    except _TOLD:
         raise
     except (ValueError, TypeError, IndexError) as error:
         raise _explain(op, args, params, error) from error
@@ -404,7 +404,7 @@ def write(target: Tensor, op: Op, other: Any, params: dict[str, Any]) -> None:
             other = other.data
         try:
             op.write(target._backend().xp, data, other, params)
-        except (ShapeError, DTypeError, DeviceError):
+        except _TOLD:
             raise
         except (ValueError, TypeError, IndexError) as error:
             raise _explain(op, (target, other), params, error) from error
@@ -466,6 +466,7 @@ def _mixed(op: Op, args: tuple[Any, ...]) -> Exception:
     )
 
 
+_TOLD = (ShapeError, DTypeError, DeviceError, np.linalg.LinAlgError)  # errors that ops raise in the user's words
 _OURS: dict[type[Exception], type[Exception]] = {IndexError: IndexError, ValueError: ShapeError, TypeError: DTypeError}
 
 
