@@ -133,13 +133,17 @@ from gpunet.ops.elementwise import (
 from gpunet.ops.index import (
     argsort,
     bincount,
+    diff,
     isin,
     nonzero,
     searchsorted,
     sort,
     take,
     take_along_axis,
+    top_k,
+    unique_all,
     unique_counts,
+    unique_inverse,
     unique_values,
 )
 from gpunet.ops.matmul import einsum, matmul, tensordot, vecdot
@@ -213,7 +217,7 @@ _HINTS = {
     "save": "gpunet.io.save",
     "sigmoid": "gpunet.nn.functional.sigmoid",
     "softmax": "gpunet.nn.functional.softmax",
-    "topk": "gpunet.sort and gpunet.argsort with descending=True",
+    "topk": "gpunet.top_k",
     "transpose": "gpunet.permute_dims",
     "unsqueeze": "gpunet.expand_dims",
 }

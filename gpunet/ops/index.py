@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,8 +10,9 @@ from gpunet.backends import backend_of_type
 from gpunet.errors import DTypeError, ShapeError
 from gpunet.ops import index_kernels as cuda
 from gpunet.ops import launch, sort_kernels
+from gpunet.ops.elementwise import not_equal, subtract
 from gpunet.ops.op import Traced, kernel_launcher, op, raw
-from gpunet.ops.shape import axis_of, expand_dims
+from gpunet.ops.shape import axis_of, concat, expand_dims, reshape
 
 
 def raw_key(x: Any, key: Any) -> Any:
@@ -107,7 +108,7 @@ def _check_integers(name: str, indices: Any) -> None:
 
 
 @op
-def take(xp, x, indices, *, axis=None):
+def take(xp, x, indices, /, *, axis=None):
     """The elements at `indices` (integers) along an axis, which may be left out for one-dimensional x.
 
     Raises:
@@ -127,7 +128,7 @@ def _(xp, g, _y, _x, indices, *, axis):
 
 
 @op
-def take_along_axis(xp, x, indices, *, axis=-1):
+def take_along_axis(xp, x, indices, /, *, axis=-1):
     """For each position, the element of x at `indices` (integers, as many axes as x) along `axis`.
 
     Raises:
@@ -165,8 +166,13 @@ def _along(indices: Any, shape: tuple[int, ...], axis: int) -> tuple[Any, ...]:
 
 
 @op
-def argsort(xp, x, *, axis=-1, descending=False, stable=True):
-    """The indices that put x in order along an axis; equal elements keep theirs."""
+def argsort(xp, x, /, *, axis=-1, descending=False, stable=True):
+    """The indices that put x in order along an axis; equal elements keep theirs. NaN counts as the largest number.
+
+    Raises:
+        ShapeError: there is no such axis.
+    """
+    axis = axis_of("argsort", axis, x.ndim)
     if descending:
         x = xp.flip(x, axis=axis)
         order = xp.flip(xp.argsort(x, axis=axis, stable=True), axis=axis)
@@ -175,39 +181,218 @@ def argsort(xp, x, *, axis=-1, descending=False, stable=True):
 
 
 def sort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Any:
-    """x in ascending (or descending) order along an axis. Differentiable."""
+    """x in ascending (or descending) order along an axis, NaN as the largest number. Differentiable.
+
+    Raises:
+        ShapeError: there is no such axis.
+    """
+    axis = axis_of("sort", axis, x.ndim)
     return take_along_axis(x, argsort(x, axis=axis, descending=descending), axis=axis)
 
 
-@op
-def searchsorted(xp, x, values, *, side="left"):
-    """Where each of `values` would be inserted into the sorted one-dimensional x to keep it sorted."""
-    return xp.searchsorted(x, values, side=side)
+class TopK(NamedTuple):
+    """What `top_k` finds."""
+
+    values: Any
+    indices: Any
+
+
+def top_k(x: Any, k: int, /, *, axis: int = -1, largest: bool = True) -> TopK:
+    """The k largest (or smallest) elements along an axis, and where they are. The values are differentiable.
+
+    Args:
+        x: any shape S, real.
+        k: how many, from 0 to the length of the axis.
+        axis: which one.
+        largest: False: the smallest ones.
+
+    Returns:
+        (values, indices), each of shape S with k in the place of the axis: from the largest (or smallest) on, equal
+        ones in their order. NaN counts as the largest number.
+
+    Raises:
+        ShapeError: there is no such axis, or it has fewer than k elements.
+    """
+    axis = axis_of("top_k", axis, x.ndim)
+    if not 0 <= k <= x.shape[axis]:
+        raise ShapeError(f"top_k: expected k from 0 to {x.shape[axis]} along axis {axis} of {tuple(x.shape)}, got {k}")
+    indices = argsort(x, axis=axis, descending=largest)[(slice(None),) * axis + (slice(k),)]
+    return TopK(take_along_axis(x, indices, axis=axis), indices)
 
 
 @op
-def nonzero(xp, x):
-    """For each axis, the indices of the elements that are not zero, as a tuple of arrays."""
+def _searchsorted(xp, x1, x2, *, side):
+    x1, x2 = _as_arrays(xp, x1, x2)
+    dtype = np.result_type(x1.dtype, x2.dtype)
+    return xp.searchsorted(xp.astype(x1, dtype, copy=False), xp.astype(x2, dtype, copy=False), side=side)
+
+
+def searchsorted(x1: Any, x2: Any, /, *, side: str = "left", sorter: Any = None) -> Any:
+    """Where each element of x2 would be inserted into x1 to keep it sorted.
+
+    Args:
+        x1: (N,), in ascending order, NaN last.
+        x2: any shape S, or a number.
+        side: "left": before elements of x1 that are equal to it; "right": after them.
+        sorter: (N,), integers: the indices that sort x1, if it is not sorted itself.
+
+    Returns:
+        S, int64: indices from 0 to N.
+
+    Raises:
+        ShapeError: x1 is not one-dimensional.
+        ValueError: `side` is neither of the two.
+    """
+    if getattr(x1, "ndim", None) != 1:
+        raise ShapeError(f"searchsorted: expected a one-dimensional x1, got shape {getattr(x1, 'shape', ())}")
+    if side not in ("left", "right"):
+        raise ValueError(f'searchsorted: side must be "left" or "right", got {side!r}')
+    return _searchsorted(x1 if sorter is None else take(x1, sorter), x2, side=side)
+
+
+def _as_arrays(xp: Any, a: Any, b: Any) -> tuple[Any, Any]:
+    """Two arguments, one of which may be a Python number, as arrays."""
+    if not hasattr(a, "dtype"):
+        a = xp.asarray(a, dtype=np.result_type(b.dtype, a))
+    if not hasattr(b, "dtype"):
+        b = xp.asarray(b, dtype=np.result_type(a.dtype, b))
+    return a, b
+
+
+@op
+def nonzero(xp, x, /):
+    """For each axis, the indices of the elements that are not zero, as a tuple of arrays.
+
+    Raises:
+        ShapeError: x has no axes.
+    """
+    if not x.ndim:
+        raise ShapeError("nonzero: expected an array of at least one axis, got shape ()")
     return tuple(xp.nonzero(x))
 
 
 @op
-def unique_values(xp, x):
-    """The distinct elements, in ascending order."""
-    return xp.unique_values(x)
+def _unique(xp, x, *, indices=False, inverse=False, counts=False):
+    """The distinct elements, in ascending order, and on demand where each is first, where each element of x is among
+    them, and how often each occurs."""
+    found = xp.unique(
+        xp.reshape(x, (-1,)), return_index=indices, return_inverse=inverse, return_counts=counts, equal_nan=False
+    )
+    found = list(found) if isinstance(found, (tuple, list)) else [found]
+    if inverse:
+        found[1 + indices] = xp.reshape(found[1 + indices], x.shape)
+    return tuple(found)
+
+
+@_unique.vjp
+def _(xp, gs, _ys, x, *, indices, inverse, counts):
+    """The gradient of a value goes to the first of the elements that are equal to it."""
+    _, first = _unique(raw(x), indices=True)
+    flat = _scatter(gs[0], key=(first,), shape=(x.size,))
+    return reshape(flat, shape=x.shape)
+
+
+class UniqueAll(NamedTuple):
+    """What `unique_all` finds."""
+
+    values: Any
+    indices: Any
+    inverse_indices: Any
+    counts: Any
+
+
+class UniqueCounts(NamedTuple):
+    """What `unique_counts` finds."""
+
+    values: Any
+    counts: Any
+
+
+class UniqueInverse(NamedTuple):
+    """What `unique_inverse` finds."""
+
+    values: Any
+    inverse_indices: Any
+
+
+def unique_all(x: Any, /) -> UniqueAll:
+    """The distinct elements, and everything about them. Each NaN is distinct from all others.
+
+    Args:
+        x: any shape S.
+
+    Returns:
+        values: (n,), in ascending order, of x's dtype. Differentiable: of equal elements, the first gets the gradient.
+        indices: (n,), int64: where each is first, in the flattened x.
+        inverse_indices: S, int64: for each element of x, which of the values it is.
+        counts: (n,), int64: how often each occurs.
+    """
+    return UniqueAll(*_unique(x, indices=True, inverse=True, counts=True))
+
+
+def unique_counts(x: Any, /) -> UniqueCounts:
+    """The distinct elements, in ascending order, and how often each occurs; see `unique_all`."""
+    return UniqueCounts(*_unique(x, counts=True))
+
+
+def unique_inverse(x: Any, /) -> UniqueInverse:
+    """The distinct elements, in ascending order, and for each of x which it is; see `unique_all`."""
+    return UniqueInverse(*_unique(x, inverse=True))
+
+
+def unique_values(x: Any, /) -> Any:
+    """The distinct elements, in ascending order; see `unique_all`."""
+    return _unique(x)[0]
 
 
 @op
-def unique_counts(xp, x):
-    """The distinct elements, in ascending order, and how often each occurs."""
-    values, counts = xp.unique_counts(x)
-    return values, counts
+def isin(xp, x1, x2, /, *, invert=False):
+    """For each element of x1, whether it is among those of x2. Either may be a number.
+
+    Args:
+        x1: any shape.
+        x2: any shape.
+        invert: say whether it is not.
+
+    Returns:
+        Booleans of the shape of x1.
+    """
+    for number, array in ((x1, x2), (x2, x1)):
+        if isinstance(number, int) and array.dtype.kind in "iu":
+            limits = np.iinfo(array.dtype)
+            if not limits.min <= number <= limits.max:
+                return xp.full(getattr(x1, "shape", ()), invert)
+    x1, x2 = _as_arrays(xp, x1, x2)
+    return xp.isin(x1, x2, invert=invert)
 
 
-@op
-def isin(xp, x, values):
-    """For each element of x, whether it is among `values`."""
-    return xp.isin(x, values)
+def diff(x: Any, /, *, axis: int = -1, n: int = 1, prepend: Any = None, append: Any = None) -> Any:
+    """The differences x[i + 1] - x[i] along an axis, n times over; of booleans, whether they differ. Differentiable.
+
+    Args:
+        x: any shape.
+        axis: which one.
+        n: how many times.
+        prepend: joined before x along the axis at first: an array of the shape of x but for the axis.
+        append: likewise, after x.
+
+    Returns:
+        x's shape, with n elements less along the axis (none, if there are no more than n).
+
+    Raises:
+        ShapeError: there is no such axis.
+        ValueError: n is negative, or what is to be joined does not fit.
+    """
+    axis = axis_of("diff", axis, x.ndim)
+    if n < 0:
+        raise ValueError(f"diff: n must not be negative, got {n}")
+    if prepend is not None or append is not None:
+        x = concat([part for part in (prepend, x, append) if part is not None], axis=axis)
+    before = (slice(None),) * axis
+    for _ in range(n):
+        minuend, subtrahend = x[(*before, slice(1, None))], x[(*before, slice(-1))]
+        x = (not_equal if x.dtype.kind == "b" else subtract)(minuend, subtrahend)
+    return x
 
 
 @op
