@@ -381,6 +381,7 @@ case(
     normal(2, 3, 4),
 )
 case("unstack: parts", lambda x: shape.unstack(x)[1] ** 2, normal(3, 4))
+case("unique", lambda x: index.unique_values(x) ** 2, apart(3, 4))
 case("half_spectrum", lambda x: gn.abs(fft.rfft(x)) ** 2, normal(3, 5), also=(fft._from_half_spectrum,))
 case("transform", lambda x: gn.abs(fft.fftn(x)) ** 2, normal(3, 4))
 
