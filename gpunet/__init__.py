@@ -165,6 +165,8 @@ from gpunet.ops.reduce import (
     var,
 )
 from gpunet.ops.shape import (
+    broadcast_arrays,
+    broadcast_shapes,
     broadcast_to,
     concat,
     expand_dims,
@@ -191,6 +193,7 @@ if TYPE_CHECKING:
     from gpunet import data, io, nn, optim, train
 
 __version__ = "0.1.0"
+__array_api_version__ = "2025.12"
 
 pi = math.pi
 e = math.e
@@ -199,9 +202,16 @@ nan = math.nan
 newaxis = None
 
 
-def astype(x: Tensor, dtype: Any, /, *, copy: bool = True) -> Tensor:  # type: ignore[valid-type]
-    """x with elements of another data type."""
-    return x.astype(dtype, copy=copy)
+def astype(x: Tensor, dtype: Any, /, *, copy: bool = True, device: Any = None) -> Tensor:  # type: ignore[valid-type]
+    """x with elements of another data type, on another device if one is given; x itself if neither differs and copy
+    is false."""
+    y = x.astype(dtype, copy=copy)
+    return y if device is None else y.to_device(device)
+
+
+def __array_namespace_info__() -> Any:
+    """The inspection functions: `info.dtypes()`, `info.devices()` … See `gpunet.info`."""
+    return importlib.import_module("gpunet.info")
 
 
 # What PyTorch's users look for, and where it is.

@@ -98,7 +98,7 @@ def _raw(obj: Any, dtype: Any) -> Any:
     if hasattr(obj, "__dlpack__") and not hasattr(obj, "__array__"):
         return np.from_dlpack(obj)
     try:
-        array = np.asarray(obj)
+        array = np.asarray(obj, None if hasattr(obj, "__array__") else dtype)  # whole numbers keep all their digits
     except ValueError as error:
         raise ShapeError(f"asarray: the nested sequences do not all have the same lengths: {error}") from None
     if array.dtype.kind not in "biufc":
@@ -234,7 +234,7 @@ def eye(n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: Any = N
     )
 
 
-def meshgrid(*arrays: Tensor, indexing: str = "xy") -> list[Tensor]:
+def meshgrid(*arrays: Tensor, indexing: str = "xy") -> tuple[Tensor, ...]:
     """Coordinate arrays of the grid that one-dimensional arrays span; with "xy", the first two axes are exchanged."""
     if indexing not in ("xy", "ij"):
         raise ValueError(f'meshgrid: indexing must be "xy" or "ij", got {indexing!r}')
@@ -249,4 +249,4 @@ def meshgrid(*arrays: Tensor, indexing: str = "xy") -> list[Tensor]:
         line = [1] * len(arrays)
         line[place] = -1
         grids.append(broadcast_to(reshape(a, shape=tuple(line)), shape=tuple(shape)))
-    return grids
+    return tuple(grids)

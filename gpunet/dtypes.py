@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -76,9 +76,36 @@ def isdtype(dtype: Any, kind: Any) -> builtins.bool:
     return np.dtype(dtype) == np.dtype(kind)
 
 
-def finfo(dtype: Any, /) -> np.finfo:
-    """Machine limits of a floating-point dtype (or of an array's)."""
-    return np.finfo(getattr(dtype, "dtype", dtype))
+class Limits(NamedTuple):
+    """Machine limits of a floating-point dtype, as Python numbers.
+
+    Attributes:
+        bits: of a number.
+        eps: from 1 to the next larger number.
+        max, min: the largest and the least finite number.
+        smallest_normal: the smallest positive number of full precision.
+        dtype: the real dtype that they are of.
+    """
+
+    bits: int
+    eps: float
+    max: float
+    min: float
+    smallest_normal: float
+    dtype: np.dtype
+
+
+def finfo(dtype: Any, /) -> Limits:
+    """Machine limits of a floating-point dtype (or of an array's); of a complex one, those of its parts."""
+    dtype = np.dtype(getattr(dtype, "dtype", dtype))
+    if dtype.kind == "V":  # bfloat16
+        import ml_dtypes
+
+        found: Any = ml_dtypes.finfo(dtype)
+    else:
+        found = np.finfo(dtype)
+    eps, most, least, normal = (float(number) for number in (found.eps, found.max, found.min, found.smallest_normal))
+    return Limits(found.bits, eps, most, least, normal, np.dtype(found.dtype))
 
 
 def iinfo(dtype: Any, /) -> np.iinfo:

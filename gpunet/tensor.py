@@ -269,12 +269,22 @@ class Tensor(Traced):
     def __cuda_array_interface__(self) -> Any:
         return self.data.__cuda_array_interface__
 
-    def __dlpack__(self, **options: Any) -> Any:
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[Any, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """A capsule of DLPack, by which other libraries take the array over; arguments as in the Array API."""
         if self._node is not None:
             raise GradientError("__dlpack__ of a tensor that requires gradients: use x.detach()")
-        return self.data.__dlpack__(**options)
+        options = {"stream": stream, "max_version": max_version, "dl_device": dl_device, "copy": copy}
+        return self.data.__dlpack__(**{name: value for name, value in options.items() if value is not None})
 
-    def __dlpack_device__(self) -> Any:
+    def __dlpack_device__(self) -> tuple[Any, int]:
+        """DLPack's device type, and the device's number."""
         return self.data.__dlpack_device__()
 
     def item(self) -> Any:

@@ -47,11 +47,12 @@ DEVICE T modulo(T a, T b) {
     }
 }
 
-// NumPy's, which keeps quotient and remainder consistent: the quotient is rounded after the remainder is taken off.
+// As NumPy has it, consistent with the remainder: the quotient is rounded after the remainder is taken off. Of
+// infinities as the Array API has it, where it is that of the division.
 template <class T>
 DEVICE T floor_quotient(T a, T b) {
     if constexpr (is_real<T>) {
-        if (b == T(0)) return a / b;
+        if (b == T(0) || ::isinf(a) || ::isinf(b)) return ::floor(a / b);
         const T rest = ::fmod(a, b);
         T quotient = (a - rest) / b;
         if (rest != T(0) && (b < T(0)) != (rest < T(0))) quotient -= T(1);

@@ -35,11 +35,13 @@ def _floating(name: str, formula: str, vjp: Callable[..., Any]) -> Op:
     """As `_unary`, for a function whose result is floating-point: integers are converted to the default type first."""
 
     def reference(xp: Any, x: Any) -> Any:
-        if x.dtype.kind in "iub":
-            x = xp.astype(x, default_dtype())
-        return getattr(xp, name)(x)
+        return getattr(xp, name)(_as_floating(xp, x))
 
     return _declare(reference, name, formula, vjp, floating=True)
+
+
+def _as_floating(xp: Any, x: Any) -> Any:
+    return xp.astype(x, default_dtype()) if x.dtype.kind in "iub" else x
 
 
 def _binary(name: str, formula: str, vjp: Callable[..., Any] | None = None, promotes: bool = True) -> Op:
@@ -94,7 +96,19 @@ maximum = _binary(
 minimum = _binary(
     "minimum", "The smaller of a and b", lambda xp, g, _y, a, b: (lambda: g * _share(b, a), lambda: g * _share(a, b))
 )
-floor_divide = _binary("floor_divide", "The largest integer not above a / b")
+
+
+def _floor_divide(xp: Any, a: Any, b: Any) -> Any:
+    """Of infinities, what floor(a / b) is, as the standard has it."""
+    y = xp.floor_divide(a, b)
+    if y.dtype.kind == "f":
+        infinite = xp.isinf(a) | xp.isinf(b)
+        if infinite.any():
+            y = xp.where(infinite, xp.floor(xp.divide(a, b)), y)
+    return y
+
+
+floor_divide = _declare(_floor_divide, "floor_divide", "The largest integer not above a / b", None, promotes=True)
 remainder = _binary(
     "remainder",
     "a - b * floor(a / b)",
@@ -186,7 +200,20 @@ isfinite = _unary("isfinite", "Whether x is finite")
 
 sqrt = _floating("sqrt", "The square root of x", lambda xp, g, y, _x: g * 0.5 / y)
 exp = _floating("exp", "e to the power of x", lambda xp, g, y, _x: g * y)
-expm1 = _floating("expm1", "e to the power of x, less 1", lambda xp, g, y, _x: g * (y + 1.0))
+
+
+def _expm1(xp: Any, x: Any) -> Any:
+    x = _as_floating(xp, x)
+    if x.dtype.kind != "c":
+        return xp.expm1(x)
+    y = xp.asarray(xp.exp(x))  # whose infinities and NaN are right, as is the imaginary part
+    a, b = xp.real(x), xp.imag(x)
+    exact = xp.expm1(a) * xp.cos(b) - 2.0 * xp.square(xp.sin(0.5 * b)) + 0.0
+    xp.real(y)[...] = xp.where(xp.isfinite(a) & xp.isfinite(b), exact, xp.real(y) - 1.0)
+    return y
+
+
+expm1 = _declare(_expm1, "expm1", "e to the power of x, less 1", lambda xp, g, y, _x: g * (y + 1.0), floating=True)
 log = _floating("log", "The natural logarithm of x", lambda xp, g, _y, x: g / x)
 log1p = _floating("log1p", "log(1 + x)", lambda xp, g, _y, x: g / (x + 1.0))
 log2 = _floating("log2", "The logarithm of x to base 2", lambda xp, g, _y, x: g / (x * math.log(2)))
@@ -208,7 +235,23 @@ acos = _floating("acos", "The inverse cosine of x", lambda xp, g, _y, x: -g / xp
 atan = _floating("atan", "The inverse tangent of x", lambda xp, g, _y, x: g / (1.0 + x * x))
 sinh = _floating("sinh", "The hyperbolic sine of x", lambda xp, g, _y, x: g * xp.cosh(x))
 cosh = _floating("cosh", "The hyperbolic cosine of x", lambda xp, g, _y, x: g * xp.sinh(x))
-tanh = _floating("tanh", "The hyperbolic tangent of x", lambda xp, g, y, _x: _slope(tanh_grad, xp, g, y))
+
+
+def _tanh(xp: Any, x: Any) -> Any:
+    x = _as_floating(xp, x)
+    y = xp.tanh(x)
+    if x.dtype.kind == "c":  # far out, a zero has the sign of the imaginary part
+        a, b = xp.real(x), xp.imag(x)
+        far = xp.isinf(a) & xp.isfinite(b)
+        if far.any():
+            y = xp.asarray(y)
+            xp.imag(y)[...] = xp.where(far, xp.copysign(xp.zeros_like(b), b), xp.imag(y))
+    return y
+
+
+tanh = _declare(
+    _tanh, "tanh", "The hyperbolic tangent of x", lambda xp, g, y, _x: _slope(tanh_grad, xp, g, y), floating=True
+)
 asinh = _floating("asinh", "The inverse hyperbolic sine of x", lambda xp, g, _y, x: g / xp.sqrt(x * x + 1.0))
 acosh = _floating("acosh", "The inverse hyperbolic cosine of x", lambda xp, g, _y, x: g / _acosh_root(xp, x))
 atanh = _floating("atanh", "The inverse hyperbolic tangent of x", lambda xp, g, _y, x: g / (1.0 - x * x))

@@ -329,7 +329,7 @@ def _masked(launcher: Launcher, name: str, mask: Any, sums: Any, source: Any, ta
 
 
 def _sums(launcher: Launcher, mask: Any) -> Any:
-    return reduce_kernels.scan(launcher, "Sum", mask.reshape(-1), 0, False)
+    return reduce_kernels.scan(launcher, "Sum", mask.reshape(-1), 0, None, False)
 
 
 def pick(launcher: Launcher, x: Any, mask: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpunet.backends import threads
-from gpunet.dtypes import accumulation_dtype, float32, int64
+from gpunet.dtypes import accumulation_dtype, finfo, float32, int64
 from gpunet.ops import loss_kernels
 from gpunet.ops.index import one_hot
 from gpunet.ops.op import Traced, op
@@ -253,7 +253,7 @@ def _(xp, g, _y, x, target):
 @op
 def binary_cross_entropy_grad(xp, g, x, target):
     """The gradient of `binary_cross_entropy` with respect to x. Not differentiable."""
-    least = max(1e-12, float(xp.finfo(x.dtype).tiny))  # keeps it finite where x is 0 or 1
+    least = max(1e-12, finfo(x.dtype).smallest_normal)  # keeps it finite where x is 0 or 1
     return g * (x - target) / xp.maximum(x * (1.0 - x), least)
 
 

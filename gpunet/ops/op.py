@@ -190,7 +190,12 @@ class Op:
         self.in_place: Callable[[Any, Any], bool] | None = None  # a kernel that does what `write` does, if it can
         self.implementations: dict[type, Callable[..., Any]] = {}
         update_wrapper(self, reference)
-        self.__signature__ = inspect.Signature(parameters)
+        if not any(_has_default(p) for p in arrays):  # parameters without defaults come next, and by position too
+            parameters = [
+                p.replace(kind=p.POSITIONAL_OR_KEYWORD) if p.kind is p.KEYWORD_ONLY and not _has_default(p) else p
+                for p in parameters
+            ]
+        self.__signature__ = inspect.Signature(sorted(parameters, key=lambda p: p.kind))
         if not self.variadic:  # parameters may be given by position too, after the arrays
             self._parameters = inspect.Signature(
                 sorted((p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in parameters), key=_has_default)

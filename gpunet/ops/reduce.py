@@ -204,13 +204,16 @@ def argmin(xp, x, *, axis=None, keepdims=False):
 
 
 @op
-def cumulative_sum(xp, x, *, axis=None, include_initial=False):
-    """Running sums along `axis`, which may be left out for one-dimensional x; `include_initial` puts a zero first."""
-    return _running(xp, x, axis, include_initial, "cumsum", xp.zeros)
+def cumulative_sum(xp, x, *, axis=None, dtype=None, include_initial=False):
+    """Running sums along `axis`, which may be left out for one-dimensional x; `include_initial` puts a zero first.
+
+    They are of type `dtype`; by default that of x, or int64 and uint64 for smaller integers.
+    """
+    return _running(xp, x, axis, dtype, include_initial, "cumsum", xp.zeros)
 
 
 @cumulative_sum.vjp
-def _(xp, g, _y, _x, *, axis, include_initial):
+def _(xp, g, _y, _x, *, axis, dtype, include_initial):
     axis = _only_axis(_x, axis)
     if include_initial:
         g = g[(slice(None),) * axis + (slice(1, None),)]
@@ -218,13 +221,16 @@ def _(xp, g, _y, _x, *, axis, include_initial):
 
 
 @op
-def cumulative_prod(xp, x, *, axis=None, include_initial=False):
-    """Running products along `axis`, which one-dimensional x does not need; `include_initial` puts a one first."""
-    return _running(xp, x, axis, include_initial, "cumprod", xp.ones)
+def cumulative_prod(xp, x, *, axis=None, dtype=None, include_initial=False):
+    """Running products along `axis`, which one-dimensional x does not need; `include_initial` puts a one first.
+
+    They are of type `dtype`; by default that of x, or int64 and uint64 for smaller integers.
+    """
+    return _running(xp, x, axis, dtype, include_initial, "cumprod", xp.ones)
 
 
 @cumulative_prod.vjp
-def _(xp, g, y, x, *, axis, include_initial):
+def _(xp, g, y, x, *, axis, dtype, include_initial):
     axis = _only_axis(x, axis)
     if include_initial:
         later = (slice(None),) * axis + (slice(1, None),)
@@ -249,9 +255,9 @@ def _only_axis(x: Any, axis: int | None) -> int:
     return axis_of("a running sum or product", axis, x.ndim)
 
 
-def _running(xp: Any, x: Any, axis: int | None, include_initial: bool, name: str, initial: Any) -> Any:
+def _running(xp: Any, x: Any, axis: int | None, dtype: Any, include_initial: bool, name: str, initial: Any) -> Any:
     axis = _only_axis(x, axis)
-    y = getattr(xp, name)(x, axis=axis)  # NumPy 2.0 does not have the standard's names for these yet
+    y = getattr(xp, name)(x, axis=axis, dtype=dtype)  # NumPy 2.0 does not have the standard's names for these yet
     if include_initial:
         first = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
         y = xp.concat([initial(first, dtype=y.dtype), y], axis=axis)
@@ -274,10 +280,10 @@ for _op in (sum, mean, var, std, max, min, prod, all, any, count_nonzero, argmax
 
 
 @cumulative_sum.kernel("reduce")
-def _(launcher, x, *, axis, include_initial):
-    return cuda.scan(launcher, "Sum", x, _only_axis(x, axis), include_initial)
+def _(launcher, x, *, axis, dtype, include_initial):
+    return cuda.scan(launcher, "Sum", x, _only_axis(x, axis), dtype, include_initial)
 
 
 @cumulative_prod.kernel("reduce")
-def _(launcher, x, *, axis, include_initial):
-    return cuda.scan(launcher, "Product", x, _only_axis(x, axis), include_initial)
+def _(launcher, x, *, axis, dtype, include_initial):
+    return cuda.scan(launcher, "Product", x, _only_axis(x, axis), dtype, include_initial)

@@ -228,11 +228,13 @@ def parts_variant(functor: str, computed: str, result: str, group: int) -> Varia
     return Variant("reduce", f"reduce_parts<{types}, {group}>", 256)
 
 
-def scan(launcher: Launcher, functor: str, x: Any, axis: int, include_initial: bool) -> Any:
+def scan(launcher: Launcher, functor: str, x: Any, axis: int, dtype: Any, include_initial: bool) -> Any:
     """Running sums or products of x along an axis, or NotImplemented."""
     if x.dtype.name not in launch.NUMBERS:
         return NotImplemented
     computed = _wide(x.dtype)
+    if dtype is not None and np.dtype(dtype) != computed:
+        return NotImplemented
     shape = (*x.shape[:axis], x.shape[axis] + include_initial, *x.shape[axis + 1 :])
     y = launch.empty_like(launcher, x, computed, shape)
     if not y.size:

@@ -92,12 +92,18 @@ def _(xp, g, _y, _x, *, source, destination):
 
 
 @op(view=True)
-def expand_dims(xp, x, *, axis=0):
-    """With axes of length one inserted, so that they are at position(s) `axis` of the result."""
+def expand_dims(xp, x, *, axis):
+    """With axes of length one inserted, so that they are at position(s) `axis` of the result.
+
+    Raises:
+        ShapeError: the result has no such axis, or one is named twice.
+    """
     if hasattr(axis, "__index__"):
         return xp.expand_dims(x, axis=axis)
     ndim = x.ndim + len(axis)
-    places = set(axes_of(axis, ndim))
+    places = {axis_of("expand_dims", a, ndim) for a in axis}
+    if len(places) < len(axis):
+        raise ShapeError(f"expand_dims: an axis is named twice in {tuple(axis)}")
     lengths = iter(x.shape)
     return xp.reshape(x, tuple(1 if i in places else next(lengths) for i in range(ndim)))
 
@@ -130,6 +136,28 @@ def broadcast_to(xp, x, *, shape):
 @broadcast_to.vjp
 def _(xp, g, _y, _x, *, shape):
     return g  # the tape sums it down to the shape of x
+
+
+def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that arrays of these shapes broadcast to.
+
+    Raises:
+        ShapeError: they do not broadcast together.
+    """
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        raise ShapeError(f"broadcast_shapes: {', '.join(map(str, shapes))} do not broadcast together") from None
+
+
+def broadcast_arrays(*arrays: Any) -> tuple[Any, ...]:
+    """Arrays repeated, without a copy, to the shape that they broadcast to.
+
+    Raises:
+        ShapeError: they do not broadcast together.
+    """
+    shape = broadcast_shapes(*(a.shape for a in arrays))
+    return tuple(broadcast_to(a, shape=shape) for a in arrays)
 
 
 @op
@@ -381,7 +409,13 @@ def _(xp, g, _y, _x, *, k):
 
 @op
 def astype(xp, x, *, dtype):
-    """With elements of another data type."""
+    """With elements of another data type.
+
+    Raises:
+        DTypeError: x is complex and dtype neither that nor bool.
+    """
+    if x.dtype.kind == "c" and np.dtype(dtype).kind not in "cb":
+        raise DTypeError(f"astype: {x.dtype} does not become {np.dtype(dtype)} by itself; take real, imag or abs of it")
     return x.astype(dtype)
 
 

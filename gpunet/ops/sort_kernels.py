@@ -38,7 +38,7 @@ def order_of(launcher: Launcher, keys: Any, bits: int, positions: Any = None) ->
         pointers = [launcher.pointer(keys), 0 if positions is None else launcher.pointer(positions)]
         args = _RADIX.pack(*pointers, 0, launcher.pointer(counts), 0, 0, n, shift, tiles)
         launcher.launch(Variant("sort", f"radix_count<{key}>", 256), (tiles, 1, 1), args)
-        sums = reduce_kernels.scan(launcher, "Sum", counts, 0, True)
+        sums = reduce_kernels.scan(launcher, "Sum", counts, 0, None, True)
         pointers += [launcher.pointer(sums), 0, launcher.pointer(moved), launcher.pointer(new_positions)]
         args = _RADIX.pack(*pointers, n, shift, tiles)
         launcher.launch(Variant("sort", f"radix_scatter<{key}>", 256), (tiles, 1, 1), args)
