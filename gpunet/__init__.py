@@ -60,6 +60,7 @@ from gpunet.dtypes import (
     uint64,
 )
 from gpunet.function import Function
+from gpunet.ops.einsum import einsum
 from gpunet.ops.elementwise import (
     abs,
     acos,
@@ -146,7 +147,7 @@ from gpunet.ops.index import (
     unique_inverse,
     unique_values,
 )
-from gpunet.ops.matmul import einsum, matmul, tensordot, vecdot
+from gpunet.ops.matmul import matmul, tensordot, vecdot
 from gpunet.ops.op import kernels
 from gpunet.ops.reduce import (
     all,

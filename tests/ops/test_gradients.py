@@ -12,6 +12,7 @@ import gpunet as gn
 from gpunet.ops import (
     attention,
     conv,
+    einsum,
     elementwise,
     fft,
     index,
@@ -176,9 +177,11 @@ case(
     *(normal(2, 2, 3), normal(4, 3), normal(2, 4)),
 )
 case("linear: vector", matmul.linear, normal(3), normal(2, 3), normal(2))
-case("einsum", lambda a, b: matmul.einsum("bik,bkj->bij", a, b), normal(2, 3, 4), normal(2, 4, 2))
-case("einsum: sums", lambda a, b: matmul.einsum("ij,jk->k", a, b), normal(2, 3), normal(3, 4))
-case("einsum: outer", lambda a, b, c: matmul.einsum("i,j,j", a, b, c), normal(2), normal(3), normal(3))
+case("einsum", lambda a, b: einsum.einsum("bik,bkj->bij", a, b), normal(2, 3, 4), normal(2, 4, 2))
+case("einsum: ellipsis", lambda a, b: einsum.einsum("...ij,jk...->...ki", a, b), normal(2, 1, 3, 4), normal(4, 2, 3))
+case("einsum: diagonals", lambda a, b: einsum.einsum("iij,jj->i", a, b), normal(3, 3, 2), normal(2, 2))
+case("einsum: sums", lambda a, b: einsum.einsum("ij,jk->k", a, b), normal(2, 3), normal(3, 4))
+case("einsum: outer", lambda a, b, c: einsum.einsum("i,j,j", a, b, c), normal(2), normal(3), normal(3))
 
 CONV = {
     "conv: plain": ((2, 3, 5, 6), (4, 3, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
