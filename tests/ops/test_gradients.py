@@ -31,6 +31,7 @@ from gpunet.ops.feed_forward import feed_forward
 from gpunet.ops.op import Op
 from tests.every_op import all_ops
 from tests.gradcheck import check_gradients
+from tests.ops.linalg_cases import COVERED as LINALG_COVERED
 
 rng = np.random.default_rng(1)
 
@@ -51,7 +52,7 @@ def apart(*shape: int) -> np.ndarray:
 
 Case = tuple[Callable[..., Any], list[np.ndarray]]
 CASES: dict[str, Case] = {}
-COVERED: set[str] = set()
+COVERED: set[str] = set(LINALG_COVERED)  # by tests/ops/test_linalg.py; cases here add to it
 
 
 def case(name: str, f: Callable[..., Any], *inputs: np.ndarray, also: tuple[Op, ...] = ()) -> None:
