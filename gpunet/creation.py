@@ -122,12 +122,21 @@ def tensor(data: Any, dtype: Any = None, device: Any = None, requires_grad: bool
 
 
 def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> Tensor:
-    """A Tensor that shares the memory of an object of any library that offers DLPack."""
-    if x.__dlpack_device__()[0] in (2, 13):
+    """A Tensor that shares the memory of an object of any library that offers DLPack.
+
+    Args:
+        x: the object.
+        device: where the Tensor is; by default where x is.
+        copy: as of `asarray`.
+    """
+    if isinstance(x, Tensor) and not x.requires_grad:
+        raw = x.data
+    elif x.__dlpack_device__()[0] in (2, 13):
         raw = get_backend(Device("cuda")).xp.from_dlpack(x)
     else:
         raw = np.from_dlpack(x)
-    return asarray(raw, device=device, copy=copy)
+    where = backend_of_type(type(raw)).device_of(raw) if device is None else device
+    return asarray(Tensor._wrap(raw), device=where, copy=copy)
 
 
 def _made(device: Any, kernel: Callable[..., Any], reference: Callable[..., Any]) -> Tensor:

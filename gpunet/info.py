@@ -44,5 +44,5 @@ def dtypes(*, device: Any = None, kind: str | tuple[str, ...] | None = None) -> 
 
 
 def devices() -> tuple[Device, ...]:
-    """The devices of this machine."""
-    return tuple(map(Device, available_devices()))
+    """The devices of this machine, and the default one, which may be one for tests."""
+    return tuple(dict.fromkeys([*map(Device, available_devices()), default_device()]))
