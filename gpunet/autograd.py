@@ -46,6 +46,7 @@ _NONE: dict[str, Any] = {}
 class _Mode(threading.local):
     def __init__(self) -> None:
         self.enabled = [True]  # whether to record: at first, and in each of the blocks that this thread is in
+        self.watch: Callable[..., None] | None = None  # looks on at each step of `backward`; see `_flow_observed`
 
 
 _mode = _Mode()
@@ -117,10 +118,13 @@ class Node:
         made: when, on the clock.
         memory: knows when the output was written to in place, once anything could have been.
         grad: of a leaf or a retained node, what `Tensor.grad` shows.
+        hooks: only where there are any: what `Tensor.register_hook` was given, in tuples.
+        line: only where anomalies are looked for: the user's line that called the op.
     """
 
     __slots__ = (
-        "dtype", "grad", "inputs", "made", "memory", "op", "output", "params", "retains_grad", "saved", "shape",
+        "dtype", "grad", "hooks", "inputs", "line", "made", "memory", "op", "output", "params", "retains_grad", "saved",
+        "shape",
     )  # fmt: skip
 
     inputs: Sequence[Node | None] | None
@@ -130,6 +134,8 @@ class Node:
     memory: Memory | None
     retains_grad: bool
     grad: Tensor | None
+    hooks: list[Any]
+    line: str
 
     def __init__(self, op: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: Sequence[Node | None]) -> None:
         self.op = op
@@ -508,26 +514,40 @@ Op.backward = staticmethod(backward)
 
 
 def grad(
-    outputs: Tensor | Sequence[Tensor],
-    inputs: Tensor | Sequence[Tensor],
+    outputs: Any,
+    inputs: Any = 0,
     grad_outputs: Any = None,
     *,
     retain_graph: bool | None = None,
     create_graph: bool = False,
     allow_unused: bool = False,
+    has_aux: bool = False,
+    argnums: Any = None,
 ) -> Any:
     """The gradients of `outputs` with respect to `inputs`; `.grad` of no tensor changes.
 
+        gx, gw = gn.grad(loss, (x, w))          # of Tensors
+        gradient = gn.grad(f)(x)                # of a function: gn.grad(f, argnums=0, has_aux=False)
+
     Args:
-        outputs: a Tensor or several; their gradients are added up.
+        outputs: a Tensor or several; their gradients are added up. Or a function: then what is returned is the function
+            that computes its gradient, with respect to the argument number `argnums` (the second argument may say it
+            too); see `gpunet.value_and_grad`.
         inputs: a Tensor or several that `outputs` were computed from.
         grad_outputs: for each output, the gradient that reaches it (its shape); may be left out for scalars.
         retain_graph, create_graph: as in `backward`.
         allow_unused: return None, instead of raising, for an input that `outputs` do not depend on.
+        has_aux, argnums: of a function only.
 
     Returns:
         A Tensor of the shape of the input, or a tuple of Tensors where `inputs` is a sequence.
     """
+    if callable(outputs):
+        from gpunet.transforms import grad_of
+
+        return grad_of(outputs, inputs if argnums is None else argnums, has_aux)
+    if isinstance(inputs, int):
+        raise DTypeError("grad: expected the Tensors to differentiate with respect to: gpunet.grad(y, x)")
     outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     ins = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     gs = [grad_outputs] if isinstance(outputs, Tensor) else list(grad_outputs or [None] * len(outs))
@@ -538,13 +558,20 @@ def grad(
     for i, t in enumerate(ins):
         if t._node is None:
             raise GradientError(f"grad: input {i}, of shape {t.shape}, does not require gradients")
-    found = _run(outs, gs, [t._node for t in ins], retain_graph, create_graph)
+    found = _gradients(outs, ins, gs, retain_graph, create_graph)
     for i, (t, g) in enumerate(zip(ins, found)):
         if g is None and not allow_unused:
             raise GradientError(
                 f"grad: the outputs do not depend on input {i}, of shape {t.shape}; allow_unused=True gives None for it"
             )
     return found[0] if isinstance(inputs, Tensor) else tuple(found)
+
+
+def _gradients(
+    outputs: list[Tensor], inputs: list[Tensor], gradients: Any, retain_graph: bool | None, create_graph: bool
+) -> list[Any]:
+    """What `grad` finds; gpunet.transforms puts another function here while it is at work."""
+    return _run(outputs, gradients, [t._node for t in inputs], retain_graph, create_graph)
 
 
 def _run(
@@ -581,7 +608,10 @@ def _run(
     _mode.enabled.append(create_graph)
     try:
         with _NOWHERE if type(data) is np.ndarray else _on_device_of(data):
-            _flow(order, pending, wanted, keep, create_graph, retain_graph)
+            if _observers and (_mode.watch is not None or _has_hooks(order, pending)):
+                _flow_observed(order, pending, wanted, keep, create_graph, retain_graph)
+            else:
+                _flow(order, pending, wanted, keep, create_graph, retain_graph)
             for leaf, g in pending.items():
                 keep(leaf, g)
     finally:
@@ -889,6 +919,110 @@ def _holders_of_base(view: Any) -> int:
 
 
 _ONE_HOLDER = _holders_of_base(np.empty(2)[:])  # the view; what counting itself holds differs between Pythons
+
+
+# --- observers: hooks, and who looks on ----------------------------------------------------------------------------
+
+_observers: list[None] = []  # not empty once there was a hook, and while anybody looks on: else nobody is asked for
+
+
+class Handle:
+    """What registering a hook returns; `remove()` takes the hook away, as does leaving a `with` block."""
+
+    def __init__(self, hooks: list[Any], hook: Any) -> None:
+        self._hooks = hooks
+        self._entry = (hook,)  # a tuple of its own, so that one function may be registered twice
+        hooks.append(self._entry)
+
+    def remove(self) -> None:
+        """Take the hook away; a second call does nothing."""
+        self._hooks[:] = [entry for entry in self._hooks if entry is not self._entry]
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.remove()
+
+
+def register_hook(tensor: Tensor, hook: Callable[[Tensor], Any]) -> Handle:
+    """`Tensor.register_hook`."""
+    node = tensor._node
+    if node is None:
+        raise GradientError("register_hook: this tensor does not require gradients, so none will arrive")
+    if not callable(hook):
+        raise TypeError(f"register_hook: expected a function of the gradient, got {hook!r}")
+    if not hasattr(node, "hooks"):
+        node.hooks = []
+    _observers.append(None)
+    return Handle(node.hooks, hook)
+
+
+def _has_hooks(order: list[Node], pending: dict[Node, Any]) -> bool:
+    return any(hasattr(n, "hooks") for n in pending) or any(
+        hasattr(n, "hooks") for node in order for n in node.inputs or () if n is not None
+    )
+
+
+def _flow_observed(
+    order: list[Node],
+    pending: dict[Node, Any],
+    wanted: set[Node] | None,
+    keep: Callable[[Node, Any], None],
+    create_graph: bool,
+    retain_graph: bool,
+) -> None:
+    """`_flow` node by node. A node's hooks are called when its gradient is complete. Whoever looks on is called with
+    the node, its gradient, `pending`, the nodes of its inputs, and a function that goes on to these."""
+    for node in order:
+        if node not in pending:
+            continue
+        if hasattr(node, "hooks") and (wanted is None or node in wanted):
+            pending[node] = _after_hooks(node, pending[node], create_graph)
+        step = partial(_flow, [node], pending, wanted, keep, create_graph, retain_graph)
+        if _mode.watch is None:
+            step()
+        else:
+            _mode.watch(node, pending[node], pending, node.inputs, step)
+    for leaf, g in pending.items():
+        if hasattr(leaf, "hooks") and (wanted is None or leaf in wanted):
+            pending[leaf] = _after_hooks(leaf, g, create_graph)
+
+
+def _after_hooks(node: Node, g: Any, create_graph: bool) -> Any:
+    """The gradient of a node as its hooks leave it."""
+    for (hook,) in list(node.hooks):
+        seen = across(g if create_graph else Tensor._wrap(backend_of_type(type(g)).array_from(g)))
+        changed = hook(seen)
+        if changed is not None:
+            g = _replacement("a hook", changed, seen, create_graph)
+    return g
+
+
+def _replacement(who: str, changed: Any, before: Tensor, create_graph: bool) -> Any:
+    """What a hook returned in place of a gradient, as the tape has it."""
+    if not isinstance(changed, Tensor):
+        raise GradientError(f"{who} must return a Tensor or None, got {type(changed).__name__}")
+    if changed.shape != before.shape:
+        raise GradientError(f"{who} must return a gradient of shape {before.shape}, got {changed.shape}")
+    changed = across(changed if changed.dtype == before.dtype else astype(changed, dtype=before.dtype))
+    return changed if create_graph else changed.data
+
+
+def gate(tensors: Sequence[Tensor], op: Any, inputs: Sequence[Node | None]) -> list[Tensor]:
+    """The same Tensors with other places on the tape: outputs of one node of `op`, made from `inputs`.
+
+    The derivative of `op` gets a tuple of their gradients, with None for those that get none.
+    """
+    whole = Node(op, (), tensors[0].dtype, inputs)
+    whole.saved = inputs
+    arrays = tuple(t.data for t in tensors)
+    outs = []
+    for i, t in enumerate(tensors):
+        out = Tensor._wrap(t.data, _part(whole, i, arrays))
+        out._is_view_of(t)
+        outs.append(out)
+    return outs
 
 
 def _namespace() -> Any:

@@ -224,6 +224,25 @@ class Tensor(Traced):
             raise GradientError("retain_grad: this tensor does not require gradients")
         self._node.retains_grad = True
 
+    def register_hook(self, hook: Any) -> Any:
+        """Call `hook(gradient)` whenever the gradient of this tensor is known, before it goes on.
+
+            handle = x.register_hook(lambda g: g * 0.5)
+
+        Args:
+            hook: given the gradient, a Tensor of this tensor's shape, which it must not write to. What it returns, if
+                not None, takes the gradient's place: in `.grad` of a leaf, and in what flows on.
+
+        Returns:
+            A handle whose `remove()` takes the hook away.
+
+        Raises:
+            GradientError: the tensor does not require gradients.
+        """
+        from gpunet import autograd
+
+        return autograd.register_hook(self, hook)
+
     def backward(self, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False) -> None:
         """Add to the `.grad` of every leaf it was computed from the derivative of this tensor.
 

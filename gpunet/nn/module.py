@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from gpunet.autograd import no_grad
+from gpunet.autograd import Handle, no_grad
 from gpunet.backends import Device, resolve
 from gpunet.creation import asarray
 from gpunet.dtypes import is_floating
@@ -31,25 +31,6 @@ class Keys(NamedTuple):
 
     missing_keys: list[str]
     unexpected_keys: list[str]
-
-
-class Handle:
-    """What registering a hook returns; `remove()` takes the hook away, as does leaving a `with` block."""
-
-    def __init__(self, hooks: list[Any], hook: Any) -> None:
-        self._hooks = hooks
-        self._entry = (hook,)  # a tuple of its own, so that one function may be registered twice
-        hooks.append(self._entry)
-
-    def remove(self) -> None:
-        """Take the hook away; a second call does nothing."""
-        self._hooks[:] = [entry for entry in self._hooks if entry is not self._entry]
-
-    def __enter__(self) -> Handle:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.remove()
 
 
 class Module:

@@ -77,6 +77,18 @@ def differentiated(
     return found
 
 
+def seeds(outputs: Sequence[Tensor], gradients: Sequence[Any]) -> list[Tensor]:
+    """The gradients that `gpunet.grad` was given, 1 for a real scalar that has none."""
+    found = []
+    for y, g in zip(outputs, gradients):
+        if g is None and (y.size != 1 or y.dtype.kind == "c"):
+            raise GradientError(
+                f"only a real scalar can be differentiated without a gradient, and this tensor is {y.shape} {y.dtype}"
+            )
+        found.append(ones_like(y) if g is None else g)
+    return found
+
+
 def _of_samples(
     pairs: list[tuple[Tensor, Tensor]], inputs: Sequence[Tensor], level: int, create_graph: bool, retain_graph: bool
 ) -> list[Tensor | None]:

@@ -131,6 +131,9 @@ class Tracer(Tensor):
             "gpunet.grad(y, x), which return them"
         )
 
+    def register_hook(self, hook: Any) -> Any:
+        raise GradientError(f"register_hook inside {self.what} is not available")
+
     def detach(self) -> Tensor:
         return self.remade(self.inner.detach())
 
@@ -311,6 +314,15 @@ def _record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
     return autograd.record(op, args, params) if _thread.watch is None else _thread.watch(op, args, params)
 
 
+def _gradients(outputs: list[Tensor], inputs: list[Tensor], gradients: Any, retain: Any, create_graph: bool) -> Any:
+    if not any(isinstance(t, Tracer) for t in (*outputs, *inputs, *gradients)):
+        return _plain_gradients(outputs, inputs, gradients, retain, create_graph)
+    from gpunet.transforms.reverse import differentiated, seeds
+
+    retain = create_graph if retain is None else retain
+    return differentiated(outputs, inputs, seeds(outputs, gradients), create_graph=create_graph, retain_graph=retain)
+
+
 def _get(x: Tensor, key: Any) -> Tensor:
     return _getitem_by(x, key) if _has_tracers(key) else _plain_get(x, key)
 
@@ -329,9 +341,11 @@ def _write(x: Tensor, op: Any, other: Any, **params: Any) -> Tensor:
     return _plain_write(x, op, other, **params)
 
 
+_plain_gradients = autograd._gradients
 _plain_get, _plain_set, _plain_write = Tensor.__getitem__, Tensor.__setitem__, Tensor._write
 
-_REPLACED: list[tuple[type, str, Any, Any]] = [
+_REPLACED: list[tuple[Any, str, Any, Any]] = [
+    (autograd, "_gradients", _gradients, _plain_gradients),
     (Op, "record", staticmethod(_record), Op.__dict__["record"]),
     (Op, "record_one", staticmethod(lambda op, x: _record(op, (x,), {})), Op.__dict__["record_one"]),
     (Tensor, "__getitem__", _get, _plain_get),
