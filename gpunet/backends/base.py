@@ -62,6 +62,10 @@ class Backend:
         """`array` copied from one device of this backend to another."""
         return array
 
+    def reporting(self) -> AbstractContextManager[Any]:
+        """A context in which factorizations raise `numpy.linalg.LinAlgError` where they fail."""
+        return _NOTHING
+
     def implement(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function` of raw arrays, guarded by whatever checks and contexts this device needs."""
         return function

@@ -67,6 +67,11 @@ class CupyBackend(Backend):
         with self.on(device):
             return self.cupy.array(array)
 
+    def reporting(self) -> AbstractContextManager[Any]:
+        from cupyx import errstate
+
+        return errstate(linalg="raise")  # at the cost of waiting for the GPU; else what failed looks like a result
+
     def implement(self, function: Callable[..., Any]) -> Callable[..., Any]:
         array_type = self.array_type
 

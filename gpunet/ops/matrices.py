@@ -113,7 +113,7 @@ def cond(x: Any, p: Any = None) -> Any:
 
 @op
 def _matrix_rank(xp, x, rtol):
-    s = attempt("matrix_rank", xp.linalg.svd, x, compute_uv=False)
+    s = attempt("matrix_rank", xp.linalg.svdvals, x)
     return xp.asarray(xp.sum(xp.astype(kept(xp, s, rtol), xp.int64), axis=-1))
 
 

@@ -1,8 +1,7 @@
 """Systems of linear equations, and what comes with them: inverses, determinants, pseudo-inverses.
 
-Of 16-bit floating-point matrices everything is computed in float32 and then rounded. On the CPU a matrix that cannot
-be inverted raises `numpy.linalg.LinAlgError`; on a GPU nothing waits to find that out, and the result has infinities or
-NaN.
+Of 16-bit floating-point matrices everything is computed in float32 and then rounded. A matrix that cannot be inverted
+raises `numpy.linalg.LinAlgError`, on every device.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpunet.backends import backend_of_type
 from gpunet.dtypes import SMOOTH, finfo, result_type
 from gpunet.errors import DTypeError, ShapeError
 from gpunet.ops.elementwise import conj, imag
@@ -71,7 +71,8 @@ def of_matrices(function: Any = None, *, square: bool = False) -> Any:
 def attempt(name: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """What the array library's function gives; its LinAlgError in the words of the op that was called."""
     try:
-        return function(*args, **options)
+        with backend_of_type(type(args[0])).reporting():
+            return function(*args, **options)
     except LinAlgError as error:
         raise LinAlgError(f"{name}: {error}; it was given {describe(args)}") from error
 

@@ -11,6 +11,7 @@ import pytest
 import gpunet as gn
 import gpunet.ops
 from gpunet.backends import Device
+from gpunet.backends.cupy import CupyBackend
 from gpunet.errors import DeviceError
 from tests.every_op import all_ops
 from tests.strict import ATTRIBUTES, LACKING
@@ -52,6 +53,14 @@ def test_cupy_has_what_is_called() -> None:
 def test_the_strict_device_offers_no_more_than_cupy() -> None:
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     assert [name for name in sorted(ATTRIBUTES) if not hasattr(cupy.ndarray, name)] == []
+
+
+def test_factorizations_that_fail_are_reported() -> None:
+    cupyx = pytest.importorskip("cupyx", reason="CuPy is not installed")
+    before = cupyx.geterr()["linalg"]
+    with CupyBackend.__new__(CupyBackend).reporting():
+        assert cupyx.geterr()["linalg"] == "raise"
+    assert cupyx.geterr()["linalg"] == before == "ignore"
 
 
 @pytest.mark.skipif(len(gn.available_devices()) > 1, reason="this machine has a GPU")
