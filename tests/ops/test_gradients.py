@@ -26,6 +26,7 @@ from gpunet.ops import (
     reduce,
     shape,
     softmax,
+    special,
 )
 from gpunet.ops.feed_forward import feed_forward
 from gpunet.ops.op import Op
@@ -386,6 +387,16 @@ case(
 )
 case("unstack: parts", lambda x: shape.unstack(x)[1] ** 2, normal(3, 4))
 case("unique", lambda x: index.unique_values(x) ** 2, apart(3, 4))
+for op in (special.erfc, special.erfcx, special.ndtr, special.log_ndtr, special.log_expit):
+    case(op.name, op, apart(3, 4))
+for op in (special.gammaln, special.digamma, special.entr):
+    case(op.name, op, positive(3, 4))
+for op in (special.logit, special.erfinv):
+    case(op.name, op, rng.uniform(0.2, 0.8, (3, 4)))
+for op in (special.betaln, special.xlogy, special.xlog1py, special.rel_entr):
+    case(op.name, op, positive(3, 4), positive(4))
+case("polygamma", lambda x: special.polygamma(1, x), positive(3, 4))
+case("bessel_i", special.i1, apart(3, 4))
 case("half_spectrum", lambda x: gn.abs(fft.rfft(x)) ** 2, normal(3, 5), also=(fft._from_half_spectrum,))
 case("transform", lambda x: gn.abs(fft.fftn(x)) ** 2, normal(3, 4))
 
