@@ -298,15 +298,14 @@ def _slogdet(xp, x):
 
 @_slogdet.vjp
 def _(xp, g, y, x):
-    to_sign, to_log = g
-    if to_sign is None or x.dtype.kind != "c":  # the sign of a real determinant does not change
-        factor = to_log
-    else:  # d log(det) = tr(x⁻¹ dx), whose imaginary part turns the sign
-        factor = 1j * imag(to_sign * y[0])
-        factor = factor if to_log is None else factor + to_log
-    if factor is None:
-        return xp.zeros_like(x)
-    return reshape(factor, shape=(*factor.shape, 1, 1)) * matrix_transpose(_inv(x))
+    shape = (*x.shape[:-2], 1, 1)
+    to_sign, to_log = (None if part is None else reshape(part, shape=shape) for part in g)
+    factor = to_log
+    if to_sign is not None and x.dtype.kind == "c":  # the sign of a real determinant does not change
+        # d log(det) = tr(x⁻¹ dx), whose imaginary part turns the sign.
+        turn = 1j * imag(to_sign * reshape(y[0], shape=shape))
+        factor = turn if factor is None else factor + turn
+    return xp.zeros_like(x) if factor is None else factor * matrix_transpose(_inv(x))
 
 
 @of_matrices(square=True)

@@ -130,6 +130,10 @@ for _order in (0, 1, 2, 3.5, -1, -2, np.inf, -np.inf):
         lambda x, o=_order: linalg.vector_norm(x, axis=(0, 2), ord=o) + 0 * x[0, :, 0],
         [normal(*WIDE)],
     )
+    CASES[f"vector_norm: of all, order {_order}"] = (
+        lambda x, o=_order: linalg.vector_norm(x, ord=o) + 0 * x[0, 0],
+        [normal(3, 2)],
+    )
 
 # The ops whose derivatives these check; some have no name of their own in gn.linalg.
 COVERED = {name.split(":")[0] for name in CASES} | {"cofactors", "cofactors_along", "identity"}

@@ -390,6 +390,19 @@ def test_derivatives_of_complex_matrices(name: str, device: str) -> None:
     check_gradients(parts, [*inputs, *(0.3 * rng.standard_normal(x.shape) for x in inputs)], device=device)
 
 
+ONE_STACK = [
+    name for name, (_f, inputs) in CASES.items() if len(inputs) == 1 and not name.startswith(("norm", "vector"))
+]
+
+
+@pytest.mark.parametrize("name", ONE_STACK)
+def test_derivatives_of_a_single_matrix(name: str, device: str) -> None:
+    f, (x,) = CASES[name]
+    x = x.reshape(-1, *x.shape[-2:])[0]
+    check_gradients(lambda a: split(f(a)), [x], order=1, device=device)
+    check_gradients(lambda a, b: split(f(a + 1j * b)), [x, 0.3 * rng.standard_normal(x.shape)], order=1, device=device)
+
+
 @pytest.mark.parametrize("complex_", [False, True])
 @pytest.mark.parametrize(
     "singular_values", [[3.0, 2.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 0.0], [2.0, 2.0, 2.0], [1.0, 1e-9, 0.0]]
