@@ -15,6 +15,20 @@ uint8, uint16, uint32, uint64 = (np.dtype(f"uint{n}") for n in (8, 16, 32, 64))
 float16, float32, float64 = (np.dtype(f"float{n}") for n in (16, 32, 64))
 complex64, complex128 = np.dtype("complex64"), np.dtype("complex128")
 
+
+def bfloat16() -> np.dtype:
+    """The upper half of a float32, as ml_dtypes defines it for NumPy and CuPy; `gpunet.bfloat16`.
+
+    Raises:
+        AttributeError: ml_dtypes is not installed.
+    """
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise AttributeError("gpunet.bfloat16 needs ml_dtypes: pip install ml_dtypes") from None
+    return np.dtype(ml_dtypes.bfloat16)
+
+
 _KINDS = {
     "bool": "b",
     "signed integer": "i",

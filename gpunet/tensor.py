@@ -285,6 +285,12 @@ class Tensor(Traced):
         return array.copy() if copy else array
 
     @property
+    def __array_interface__(self) -> Any:
+        if self.data.dtype.kind == "V":
+            raise AttributeError("this protocol has no name for bfloat16; __array__ hands it over")
+        return self.data.__array_interface__
+
+    @property
     def __cuda_array_interface__(self) -> Any:
         return self.data.__cuda_array_interface__
 

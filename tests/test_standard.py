@@ -117,7 +117,9 @@ def test_limits_are_python_numbers() -> None:
 
 def test_bfloat16_is_floating_point() -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes, which gives NumPy bfloat16, is not installed")
-    assert gn.finfo(ml_dtypes.bfloat16).eps == 2**-7 and gn.isdtype(np.dtype(ml_dtypes.bfloat16), "real floating")
+    assert gn.bfloat16 == ml_dtypes.bfloat16 and gn.ones(2, dtype=gn.bfloat16).dtype == gn.bfloat16
+    assert np.asarray(gn.ones(2, dtype=gn.bfloat16)).dtype == gn.bfloat16
+    assert gn.finfo(gn.bfloat16).eps == 2**-7 and gn.isdtype(np.dtype(ml_dtypes.bfloat16), "real floating")
     x = gn.tensor(np.array([1.0, 2.0]).astype(ml_dtypes.bfloat16), requires_grad=True)
     gn.sum(x * x).backward()
     assert x.grad is not None and x.grad.dtype == x.dtype and x.grad.tolist() == [2.0, 4.0]
@@ -159,6 +161,13 @@ def test_expand_dims_refuses_axes_that_are_not_there() -> None:
     for axes in ((0, 0), (3,), (0, -3)):
         with pytest.raises(ShapeError, match="expand_dims"):
             gn.expand_dims(gn.ones(2), axis=axes)
+
+
+def test_numpy_sees_the_memory_itself() -> None:
+    x = gn.arange(3)
+    view = np.asarray(x)
+    view[1] = 5
+    assert x.tolist() == [0, 5, 2] and x.__array_interface__["shape"] == (3,)
 
 
 def test_dlpack_takes_the_standards_arguments() -> None:
