@@ -226,6 +226,9 @@ def det(x: Any, /) -> Any:
 @op
 def _cofactors(xp, x):
     """The derivative of each determinant with respect to the elements: the adjugate, transposed."""
+    d, y = xp.linalg.det(x), _tame_inverse(xp, x)
+    if y is not None and bool(xp.all((xp.abs(d) > 1e-30) & (xp.abs(d) < 1e30))):  # no over- or underflow near
+        return d[..., None, None] * matrix_transpose(y)
     u, s, vh, phase = _oriented(xp, x)
     others = _products_of_others(xp, s)
     return conjugate((u * (conjugate(phase) * others)[..., None, :]) @ vh)
@@ -246,6 +249,18 @@ def _cofactors_along(xp, x, e):
     diagonal = (pairs @ xp.linalg.diagonal(e)[..., None])[..., 0]
     inner = diagonal[..., None] * xp.eye(x.shape[-1], dtype=x.dtype) - pairs * matrix_transpose(e)
     return phase[..., None] * (conjugate(u) @ inner @ conjugate(vh))
+
+
+def _tame_inverse(xp: Any, x: Any) -> Any:
+    """The inverses, which take a tenth of the time of singular values, if they lose few digits; else None."""
+    if 0 in x.shape:
+        return None
+    try:
+        y = xp.linalg.inv(x)
+    except LinAlgError:
+        return None
+    growth = xp.max(xp.sum(xp.abs(x), axis=-1), axis=-1) * xp.max(xp.sum(xp.abs(y), axis=-1), axis=-1)
+    return y if bool(xp.all(growth < 1e4)) else None
 
 
 @_cofactors_along.vjp

@@ -417,6 +417,19 @@ def test_determinants_of_singular_matrices(singular_values: list[float], complex
         check_gradients(linalg.det, [x], device=device)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-60, 1e60])
+@pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-7, 0.0])
+def test_cofactors(smallest: float, scale: float, device: str) -> None:
+    """The gradient of a determinant against minors, where it is well within range and where it is not."""
+    u, _, vh = np.linalg.svd(matrices((3, 4, 4), "complex128"))
+    x = (u * [3.0, 2.0, 1.0, smallest]) @ vh * scale
+    minors = [[np.delete(np.delete(x, i, -2), j, -1) for j in range(4)] for i in range(4)]
+    signs = (-1.0) ** np.add.outer(np.arange(4), np.arange(4))
+    expected = np.moveaxis(np.array([[np.linalg.det(m) for m in row] for row in minors]), -1, 0) * signs
+    found = gradient(lambda y: gn.real(linalg.det(y)), x, device)
+    np.testing.assert_allclose(found, np.conj(expected), atol=1e-11 * np.abs(expected).max())
+
+
 def test_third_derivatives_of_determinants(device: str) -> None:
     x = matrices((2, 4, 4), "float64")
     check_gradients(linalg.det, [x], order=3, device=device)
