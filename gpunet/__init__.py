@@ -11,7 +11,7 @@ import importlib
 import math
 from typing import TYPE_CHECKING, Any
 
-from gpunet import errors, fft, linalg, random, special
+from gpunet import dtypes, errors, fft, linalg, random, special
 from gpunet.autograd import backward, enable_grad, grad, is_grad_enabled, no_grad, set_grad_enabled
 from gpunet.backends import Device, available_devices
 from gpunet.backends.threads import get_num_threads, set_num_threads
@@ -191,7 +191,9 @@ from gpunet.random import manual_seed
 from gpunet.tensor import Tensor
 
 if TYPE_CHECKING:
-    from gpunet import data, io, nn, optim, train
+    from gpunet import data, io, nn, optim, testing, train
+    from gpunet.graph import draw
+    from gpunet.transforms import checkpoint, detect_anomaly, hessian, jacobian, jvp, value_and_grad, vjp, vmap
 
 __version__ = "0.1.0"
 __array_api_version__ = "2025.12"
@@ -233,12 +235,19 @@ _HINTS = {
     "unsqueeze": "gpunet.expand_dims",
 }
 
-_SUBPACKAGES = ("data", "io", "nn", "optim", "train")
+_SUBPACKAGES = ("data", "io", "nn", "optim", "testing", "train")
+_TRANSFORMS = ("checkpoint", "detect_anomaly", "hessian", "jacobian", "jvp", "value_and_grad", "vjp", "vmap")
+_LATER = dict.fromkeys(_TRANSFORMS, "gpunet.transforms") | {"draw": "gpunet.graph"}
 
 
 def __getattr__(name: str) -> Any:
-    """The subpackages, imported when they are first used, so that `import gpunet` is quick."""
+    """The subpackages and transformations, imported when they are first used, so that `import gpunet` is quick."""
     if name in _SUBPACKAGES:
         return importlib.import_module(f"gpunet.{name}")
+    if name in _LATER:
+        found = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+        return found
+    if name == "bfloat16":
+        return dtypes.bfloat16()
     hint = f"; here it is {_HINTS[name]}" if name in _HINTS else ""
     raise AttributeError(f"module 'gpunet' has no attribute {name!r}{hint}")

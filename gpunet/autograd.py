@@ -613,6 +613,8 @@ def _run(
             else:
                 _flow(order, pending, wanted, keep, create_graph, retain_graph)
             for leaf, g in pending.items():
+                if _observers and hasattr(leaf, "hooks") and (wanted is None or leaf in wanted):
+                    g = _after_hooks(leaf, g, create_graph)
                 keep(leaf, g)
     finally:
         _mode.enabled.pop()
@@ -984,9 +986,6 @@ def _flow_observed(
             step()
         else:
             _mode.watch(node, pending[node], pending, node.inputs, step)
-    for leaf, g in pending.items():
-        if hasattr(leaf, "hooks") and (wanted is None or leaf in wanted):
-            pending[leaf] = _after_hooks(leaf, g, create_graph)
 
 
 def _after_hooks(node: Node, g: Any, create_graph: bool) -> Any:
@@ -1007,6 +1006,17 @@ def _replacement(who: str, changed: Any, before: Tensor, create_graph: bool) -> 
         raise GradientError(f"{who} must return a gradient of shape {before.shape}, got {changed.shape}")
     changed = across(changed if changed.dtype == before.dtype else astype(changed, dtype=before.dtype))
     return changed if create_graph else changed.data
+
+
+def flow(order: list[Node], pending: dict[Node, Any], create_graph: bool) -> None:
+    """Pass gradients on through the nodes `order`, the last made first, to what they were made from.
+
+    Args:
+        pending: the gradients of outputs, as the tape has them; in the end, those of nodes that are not in `order`.
+    """
+    watched = _observers and (_mode.watch is not None or _has_hooks(order, pending))
+    keep = lambda node, g: _accumulate(node, g, set())  # noqa: E731
+    (_flow_observed if watched else _flow)(order, pending, None, keep, create_graph, create_graph)
 
 
 def gate(tensors: Sequence[Tensor], op: Any, inputs: Sequence[Node | None]) -> list[Tensor]:

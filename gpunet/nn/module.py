@@ -56,6 +56,7 @@ class Module:
     _buffers: Mapping[str, bool] = {}
     _pre_hooks: list[Any] | None = None
     _hooks: list[Any] | None = None
+    _backward_hooks: list[Any] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes; every subclass that is called defines it."""
@@ -63,7 +64,7 @@ class Module:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            if self._pre_hooks or self._hooks:
+            if self._pre_hooks or self._hooks or self._backward_hooks:
                 return self._call_with_hooks(args, kwargs)
             return self.forward(*args, **kwargs)
         except LOCATED as error:
@@ -76,7 +77,12 @@ class Module:
             changed = hook(self, args)
             if changed is not None:
                 args = changed if isinstance(changed, tuple) else (changed,)
-        output = self.forward(*args, **kwargs)
+        if self._backward_hooks:
+            from gpunet.nn.gradient_hooks import call
+
+            output = call(self, args, kwargs)
+        else:
+            output = self.forward(*args, **kwargs)
         for (hook,) in list(self._hooks or ()):
             changed = hook(self, args, output)
             if changed is not None:
@@ -94,6 +100,18 @@ class Module:
         if self._hooks is None:
             self._hooks = []
         return Handle(self._hooks, hook)
+
+    def register_full_backward_hook(self, hook: Callable[[Module, tuple[Any, ...], tuple[Any, ...]], Any]) -> Handle:
+        """Call `hook(module, grad_input, grad_output)` whenever gradients have come back through the module.
+
+        Args:
+            hook: grad_input has a gradient for each Tensor among the positional arguments, and grad_output for each
+                that the module returned (itself, or in a tuple, list or dict); None for those that have none. What it
+                returns, if not None, is a tuple that takes the place of grad_input.
+        """
+        if self._backward_hooks is None:
+            self._backward_hooks = []
+        return Handle(self._backward_hooks, hook)
 
     # --- parts
 

@@ -9,8 +9,10 @@
 They nest in any order, and `f` may use Tensors that are on the tape already.
 """
 
+from gpunet.transforms.anomaly import detect_anomaly
 from gpunet.transforms.batching import vmap
 from gpunet.transforms.forward import jvp
+from gpunet.transforms.recompute import checkpoint
 from gpunet.transforms.reverse import grad_of, hessian, jacobian, value_and_grad, vjp
 
-__all__ = ["grad_of", "hessian", "jacobian", "jvp", "value_and_grad", "vjp", "vmap"]
+__all__ = ["checkpoint", "detect_anomaly", "grad_of", "hessian", "jacobian", "jvp", "value_and_grad", "vjp", "vmap"]

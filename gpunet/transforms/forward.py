@@ -63,7 +63,8 @@ class Dual(Tracer):
 
     @property
     def requires_grad(self) -> bool:
-        return self.inner.requires_grad
+        """True: functions that do less where no derivative is wanted must not do so here."""
+        return True
 
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
@@ -72,6 +73,8 @@ class Dual(Tracer):
     def interpret(self, op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
         level = self.level
         primals = [a.inner if level_of(a) == level else a for a in args]
+        if not is_grad_enabled():
+            return op(*primals, **params)
         tangents = [a.tangent if level_of(a) == level else None for a in args]
         y, ty = _push(op, primals, tangents, params)
         if isinstance(y, tuple):
@@ -240,6 +243,8 @@ def jvp(f: Callable[..., Any], primals: Any, tangents: Any, *, has_aux: bool = F
             argument stands for zeros.
         has_aux: `f` returns a pair: the outputs, and something else to be passed on.
 
+    What `f` computes under `no_grad` is a constant, as in the other direction.
+
     Returns:
         (outputs, their tangents), the product of the Jacobian with the direction; with has_aux, the third thing. Both
         are on the tape where the arguments are. `f` is run once, and nothing is kept for later. An op of numbers
@@ -268,7 +273,8 @@ def jvp(f: Callable[..., Any], primals: Any, tangents: Any, *, has_aux: bool = F
                 f"jvp: a tangent is nested as {trees.describe(given)}, its argument as {trees.describe(structure)}"
             )
         values.append(trees.unflatten(structure, [_with_tangent(a, b, level) for a, b in zip(xs, ts)]))
-    with interception():
+    recording = is_grad_enabled()
+    with interception(), enable_grad():
         result = f(*values)
         more = None
         if has_aux:
@@ -282,6 +288,8 @@ def jvp(f: Callable[..., Any], primals: Any, tangents: Any, *, has_aux: bool = F
         ys = [y.inner if mine else y for y, mine in zip(leaves, own)]  # type: ignore[attr-defined]
         ts = [y.tangent if mine else zeros_like(y) for y, mine in zip(leaves, own)]  # type: ignore[attr-defined]
         more = trees.over(lambda y: y.inner if isinstance(y, Dual) and y.level == level else y, more)
+        if not recording:
+            ys, ts = [y.detach() for y in ys], [t.detach() for t in ts]
     found = trees.unflatten(structure, ys), trees.unflatten(structure, ts)
     return (*found, more) if has_aux else found
 
