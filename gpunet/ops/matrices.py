@@ -11,12 +11,11 @@ from gpunet.ops.decompositions import svdvals
 from gpunet.ops.elementwise import abs
 from gpunet.ops.linalg import vector_norm
 from gpunet.ops.matmul import matmul
-from gpunet.ops.op import op, raw
+from gpunet.ops.op import op
 from gpunet.ops.reduce import max, min, sum
-from gpunet.ops.shape import expand_dims, moveaxis, reshape
+from gpunet.ops.shape import expand_dims, matrix_transpose, moveaxis, reshape
 from gpunet.ops.solve import (
     _pinv,
-    _solve,
     attempt,
     check_matrices,
     inv,
@@ -137,11 +136,11 @@ def matrix_rank(x: Any, /, *, rtol: Any = None) -> Any:
 
 
 @op
-def _identity(xp, x):
+def _unit_matrices(xp, x):
     return xp.broadcast_to(xp.eye(x.shape[-1], dtype=x.dtype), x.shape).copy()
 
 
-@_identity.vjp
+@_unit_matrices.vjp
 def _(xp, g, _y, _x):
     return xp.zeros_like(g)
 
@@ -161,7 +160,7 @@ def matrix_power(x: Any, n: int, /) -> Any:
     base = inv(x) if n < 0 else x
     n = -n if n < 0 else n
     if not n:
-        return _identity(x)
+        return _unit_matrices(x)
     y: Any = None
     while True:  # the bits of n, from the lowest
         if n & 1:
@@ -256,7 +255,7 @@ def lstsq(a: Any, b: Any, rcond: Any = None) -> LstsqResult:
     rank = matrix_rank(a, rtol=rcond)
     off = a @ x - columns
     squares = sum(abs(off) ** 2, axis=0)
-    if m <= n or int(raw(rank)) < n:
+    if m <= n or int(rank) < n:
         squares = squares[:0]
     return LstsqResult(x[:, 0] if b.ndim == 1 else x, squares, rank, svdvals(a))
 
@@ -271,30 +270,47 @@ _PADE = [
 _LARGEST = 5.37  # 1-norm up to which the approximant is exact to float64's precision
 
 
+@op
+def _expm(xp, x):
+    if not x.size:
+        return xp.zeros_like(x)
+    size = float(xp.max(xp.sum(xp.abs(x), axis=-2)))
+    squarings = math.ceil(math.log2(size / _LARGEST)) if _LARGEST < size < math.inf else 0
+    x = x * 0.5**squarings
+    one = xp.eye(x.shape[-1], dtype=x.dtype)
+    x2 = x @ x
+    x4 = x2 @ x2
+    x6 = x2 @ x4
+    b = _PADE
+    odd = x @ (x6 @ (b[13] * x6 + b[11] * x4 + b[9] * x2) + b[7] * x6 + b[5] * x4 + b[3] * x2 + b[1] * one)
+    even = x6 @ (b[12] * x6 + b[10] * x4 + b[8] * x2) + b[6] * x6 + b[4] * x4 + b[2] * x2 + b[0] * one
+    y = attempt("expm", xp.linalg.solve, even - odd, even + odd)
+    for _ in range(squarings):
+        y = y @ y
+    return y
+
+
+@_expm.vjp
+def _(xp, g, _y, x):
+    # The derivative in a direction e is the upper right part of the exponential of [[x, e], [0, x]]; here transposed.
+    n = x.shape[-1]
+    turned = matrix_transpose(x)
+    zeros = xp.zeros_like(turned)
+    rows = [xp.concat([turned, g], axis=-1), xp.concat([zeros, turned], axis=-1)]
+    return _expm(xp.concat(rows, axis=-2))[..., :n, n:]
+
+
 @of_matrices(square=True)
 def expm(x: Any) -> Any:
     """The exponential of each matrix (..., M, M), under SciPy's name.
 
     By scaling and squaring: Higham, The scaling and squaring method for the matrix exponential revisited, SIAM Journal
     on Matrix Analysis and Applications 26 (2005). The matrices of a batch are scaled alike, by what the largest needs.
+    The derivative is the exponential of matrices twice as large: Mathias, A chain rule for matrix functions and
+    applications, SIAM Journal on Matrix Analysis and Applications 17 (1996).
 
     Raises:
         ShapeError: the matrices are not square.
+        numpy.linalg.LinAlgError: there are infinities or NaNs, in some cases; in others the result is NaN.
     """
-    if not math.prod(x.shape):
-        return +x
-    size = float(raw(max(matrix_norm(raw(x), ord=1))))
-    squarings = math.ceil(math.log2(size / _LARGEST)) if _LARGEST < size < math.inf else 0
-    x = x * 0.5**squarings
-    one = _identity(x)
-    x2 = x @ x
-    x4 = x2 @ x2
-    x6 = x2 @ x4
-    b = _PADE
-    odd = x6 @ (b[13] * x6 + b[11] * x4 + b[9] * x2) + b[7] * x6 + b[5] * x4 + b[3] * x2 + b[1] * one
-    even = x6 @ (b[12] * x6 + b[10] * x4 + b[8] * x2) + b[6] * x6 + b[4] * x4 + b[2] * x2 + b[0] * one
-    odd = x @ odd
-    y = _solve(even - odd, even + odd)
-    for _ in range(squarings):
-        y = y @ y
-    return y
+    return _expm(x)
