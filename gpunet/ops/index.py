@@ -366,13 +366,15 @@ def isin(xp, x1, x2, /, *, invert=False):
     return xp.isin(x1, x2, invert=invert)
 
 
-def diff(x: Any, /, *, axis: int = -1, n: int = 1, prepend: Any = None, append: Any = None) -> Any:
+def diff(x: Any, /, n: int = 1, axis: int = -1, prepend: Any = None, append: Any = None) -> Any:
     """The differences x[i + 1] - x[i] along an axis, n times over; of booleans, whether they differ. Differentiable.
+
+    By position the arguments are NumPy's, which is how scikit-learn gives n; the standard has them by name.
 
     Args:
         x: any shape.
-        axis: which one.
         n: how many times.
+        axis: which one.
         prepend: joined before x along the axis at first: an array of the shape of x but for the axis.
         append: likewise, after x.
 
@@ -396,9 +398,35 @@ def diff(x: Any, /, *, axis: int = -1, n: int = 1, prepend: Any = None, append: 
 
 
 @op
-def bincount(xp, x, *, minlength=0):
-    """How often each non-negative integer occurs in the one-dimensional x."""
-    return xp.bincount(x, minlength=minlength)
+def _bincount(xp, x, weights, *, minlength):
+    return xp.bincount(x, weights=weights, minlength=minlength)
+
+
+@_bincount.vjp
+def _(xp, g, _y, x, _weights, *, minlength):
+    return None, lambda: take(g, x)
+
+
+def bincount(x: Any, /, weights: Any = None, minlength: int = 0) -> Any:
+    """How often each integer from zero on occurs in x, or the sum of the weights of those that are equal to it.
+
+    Args:
+        x: (N,), integers, none of them negative.
+        weights: (N,), of the elements; differentiable.
+        minlength: how many integers to count, if x has no larger ones.
+
+    Returns:
+        int64, or with weights float64, as many as `minlength`, or the largest of x and one.
+
+    Raises:
+        ShapeError: x is not one-dimensional, or the weights are not of its shape.
+        DTypeError: x is no array of integers.
+    """
+    if x.ndim != 1 or (weights is not None and weights.shape != x.shape):
+        given = "" if weights is None else f" and weights of shape {tuple(weights.shape)}"
+        raise ShapeError(f"bincount: expected one axis, and as many weights as elements, got {tuple(x.shape)}{given}")
+    _check_integers("bincount", x)
+    return _bincount(x, weights, minlength=minlength)
 
 
 @op

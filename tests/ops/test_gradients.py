@@ -386,6 +386,7 @@ case(
     normal(2, 3, 4),
 )
 case("unstack: parts", lambda x: shape.unstack(x)[1] ** 2, normal(3, 4))
+case("bincount", lambda w: index.bincount(gn.asarray(np.array([1, 0, 1, 3])), w) ** 2, normal(4))
 case("unique", lambda x: index.unique_values(x) ** 2, apart(3, 4))
 for op in (special.erfc, special.erfcx, special.ndtr, special.log_ndtr, special.log_expit):
     case(op.name, op, apart(3, 4))

@@ -123,6 +123,11 @@ def test_gradient_of_differences(device: str) -> None:
     )
 
 
+def test_differences_by_position_are_numpys(device: str) -> None:
+    x = rng.standard_normal((4, 5))
+    np.testing.assert_array_equal(gn.diff(on(device, x), 2, 0).cpu().numpy(), np.diff(x, 2, 0))
+
+
 def test_mistakes_in_differences(device: str) -> None:
     with pytest.raises(ShapeError, match="diff: there is no axis 2 in an array of 2 axes"):
         gn.diff(gn.zeros((2, 2), device=device), axis=2)
@@ -176,3 +181,23 @@ def test_mistakes_in_top_k(device: str) -> None:
     for k in (-1, 4):
         with pytest.raises(ShapeError, match=f"top_k: expected k from 0 to 3 along axis 0 of \\(3, 4\\), got {k}"):
             gn.top_k(gn.zeros((3, 4), device=device), k, axis=0)
+
+
+def test_bincount(device: str) -> None:
+    x, weights = rng.integers(0, 6, 20), rng.standard_normal(20)
+    for minlength in (0, 3, 9):
+        found = gn.bincount(on(device, x), minlength=minlength)
+        np.testing.assert_array_equal(found.cpu().numpy(), np.bincount(x, minlength=minlength))
+        found = gn.bincount(on(device, x), on(device, weights, "float32"), minlength)
+        np.testing.assert_allclose(found.cpu().numpy(), np.bincount(x, weights, minlength), rtol=1e-5, atol=1e-6)
+        assert found.dtype == gn.float64
+    check_gradients(lambda w: gn.bincount(on(device, x), w) ** 2, [weights], device=device)
+
+
+def test_mistakes_in_bincount(device: str) -> None:
+    with pytest.raises(DTypeError, match="bincount: indices must be an array of integers, got float32"):
+        gn.bincount(gn.zeros((3,), device=device))
+    with pytest.raises(ShapeError, match="bincount: expected one axis.*got \\(3, 1\\)"):
+        gn.bincount(on(device, [[1], [2], [3]]))
+    with pytest.raises(ShapeError, match="got \\(3,\\) and weights of shape \\(2,\\)"):
+        gn.bincount(on(device, [1, 2, 3]), gn.ones((2,), device=device))
