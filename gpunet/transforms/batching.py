@@ -183,6 +183,15 @@ def _stack_of_matrices(call: Call) -> Any:
     return call() if call.only_first() and call.ndim() >= 2 else NotImplemented
 
 
+def _stacks_of_matrices(call: Call) -> Any:
+    """Of ops that take several such stacks, which broadcast."""
+    return call(*call.aligned()) if all(call.ndim(i) >= 2 for i in range(len(call.values))) else NotImplemented
+
+
+def _embed_diagonal(call: Call) -> Any:
+    return call(shape=(call.n, *call.params["shape"]))
+
+
 def _reduction(call: Call) -> Any:
     if not call.only_first() or "axis" not in call.params:
         return NotImplemented
@@ -200,6 +209,11 @@ def _along_axis(call: Call) -> Any:
     if axis is None and ndim != 1:
         return NotImplemented
     return call(*call.aligned(), axis=call.axes(0 if axis is None else axis, ndim))
+
+
+def _along_axes(call: Call) -> Any:
+    axes = call.params["axes"]
+    return NotImplemented if axes is None else call(axes=call.axes(axes))
 
 
 def _flat_without_axis(call: Call) -> Any:
@@ -344,10 +358,13 @@ def _conv(call: Call) -> Any:
 
 
 def _normalize(call: Call) -> Any:
-    """Where all groups of elements lie within a sample, and what they are scaled by is the same for all."""
-    if not call.only_first() or call.params.get("statistics") is not None:
+    """All groups of elements lie within a sample."""
+    if call.params.get("statistics") is not None:
         return NotImplemented
-    return call(axes=call.axes(call.params["axes"]))
+    values = call.aligned()
+    if not call.mapped[0]:
+        values[0] = call.everywhere(0)
+    return call(*values, axes=call.axes(call.params["axes"]))
 
 
 def _attention(call: Call) -> Any:
@@ -491,22 +508,28 @@ RULES: dict[str, Rule] = {
     "squeeze": _squeeze, "broadcast_to": _broadcast_to, "concat": _concat, "unstack": _unstack, "flip": _flip,
     "roll": _roll, "repeat": _flat_without_axis, "tile": _tile, "pad": _pad, "astype": _as_it_is, "copy": _as_it_is,
     "to_device": _as_it_is, "identity": _as_it_is, "one_hot": _as_it_is, "binary_cross_entropy": _elementwise,
-    "matrix_transpose": _stack_of_matrices, "tril": _stack_of_matrices, "triu": _stack_of_matrices,
-    "diagonal": _stack_of_matrices, "cholesky": _stack_of_matrices, "inv": _stack_of_matrices,
-    "det": _stack_of_matrices, "eigh": _stack_of_matrices, "eigvalsh": _stack_of_matrices,
+    **dict.fromkeys((
+        "matrix_transpose", "tril", "triu", "diagonal", "inv", "det", "slogdet", "pinv", "triangle", "cholesky", "qr",
+        "svd", "svdvals", "eigh", "eigvalsh", "eig", "eigvals", "matrix_rank", "unit_matrices", "expm",
+    ), _stack_of_matrices),
+    "solve": _stacks_of_matrices, "cross": _along_axis, "embed_diagonal": _embed_diagonal,
+    "transform": _along_axes, "half_spectrum": _along_axis, "from_half_spectrum": _along_axis,
     "matmul": _matmul, "linear": _linear, "linear_relu": partial(_linear, then=relu), "einsum": _einsum,
     "getitem": _getitem, "setitem": _setitem, "take": _take, "take_along_axis": _take_along_axis,
     "searchsorted": _searchsorted,
-    "nonzero": _refused, "unique_values": _refused, "unique_counts": _refused, "unique_all": _refused,
-    "unique_inverse": _refused,
-    "conv": _conv, "conv_relu": _conv, "conv_relu_pool": _conv,
+    "nonzero": _refused, "unique": _refused,
+    "conv": _conv, "conv_relu": _conv, "conv_relu_pool": _folded,
     "max_values": _folded, "max_with_offsets": _folded, "window_sum": _folded, "window_norm": _folded,
     "adaptive_mean": _folded,
-    "normalize": _normalize, "rms_normalize": _normalize, "attention": _attention,
+    "normalize": _normalize, "normalize_relu": _normalize, "rms_normalize": _normalize, "attention": _attention,
     "dropout": _dropout, "cross_entropy": _cross_entropy,
 }  # fmt: skip
 
-_RULES_OF_MODULES: dict[str, Rule] = {"gpunet.ops.elementwise": _elementwise, "gpunet.ops.reduce": _reduction}
+_RULES_OF_MODULES: dict[str, Rule] = {
+    "gpunet.ops.elementwise": _elementwise,
+    "gpunet.ops.special": _elementwise,
+    "gpunet.ops.reduce": _reduction,
+}
 
 
 # --- vmap

@@ -128,7 +128,7 @@ _LINEAR = {
     "unstack", "flip", "roll", "repeat", "tile", "tril", "triu", "copy", "to_device", "identity", "getitem", "scatter",
     "take", "take_along_axis", "scatter_along", "cumulative_sum", "diagonal", "embed_diagonal", "negative", "positive",
     "conj", "real", "imag", "dropout", "dropout_again", "window_sum", "spread", "pick", "unpool", "adaptive_mean",
-    "adaptive_mean_grad",
+    "adaptive_mean_grad", "transform", "half_spectrum", "from_half_spectrum",
 }  # fmt: skip
 # Ops that are linear in all of their arrays together.
 _JOINTLY_LINEAR = {"add", "subtract", "concat"}
