@@ -807,6 +807,8 @@ def _flow(
 def _differentiate(node: Node, xp: Any, g: Any, create_graph: bool, launches: bool) -> tuple[Any, ...]:
     """What the derivative of a node's op says, for each input; `launches`: by a device's kernels."""
     op = node.op
+    if xp is None:  # the first is an op of several outputs
+        xp = backend_of_type(type(next(part for part in g if part is not None))).xp
     values: Any = node.saved if op.keeps_none else _values(node, create_graph)
     y = node if node.output is None else _output(node, create_graph)
     if launches and type(g) is not tuple:

@@ -203,12 +203,13 @@ def _reduction(call: Call) -> Any:
 
 
 def _along_axis(call: Call) -> Any:
-    """Of ops of arrays of one shape that keep it, or change one axis; axis=None is for arrays of one axis."""
+    """Of ops of arrays that keep their shape, or change one axis; axis=None is for arrays of one axis."""
     axis = call.params["axis"]
     ndim = max(call.ndim(i) for i, v in enumerate(call.values) if hasattr(v, "ndim"))
     if axis is None and ndim != 1:
         return NotImplemented
-    return call(*call.aligned(), axis=call.axes(0 if axis is None else axis, ndim))
+    axis = call.axis(0 if axis is None else axis, ndim)
+    return call(*call.aligned(), axis=axis - ndim - 1)  # counted from the end it is the same for all arrays
 
 
 def _along_axes(call: Call) -> Any:
