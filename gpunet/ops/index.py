@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpunet.backends import backend_of_type
-from gpunet.errors import DTypeError, ShapeError
+from gpunet.errors import DeviceError, DTypeError, ShapeError
 from gpunet.ops import index_kernels as cuda
 from gpunet.ops import launch, sort_kernels
 from gpunet.ops.elementwise import not_equal, subtract
@@ -28,10 +28,18 @@ def _raw_index(x: Any, index: Any) -> Any:
         index = np.asarray(index, dtype=None if len(index) else np.int64)
     elif isinstance(index, (Traced, np.ndarray)):
         index = raw(index).copy()
+        if not isinstance(index, (np.ndarray, type(x))):
+            raise DeviceError(
+                f"an index is on {_device_of(index)} and the array on {_device_of(x)}; move it there first"
+            )
     if isinstance(index, np.ndarray) and not isinstance(x, np.ndarray):
         backend = backend_of_type(type(x))
         return backend.from_numpy(index, backend.device_of(x))
     return index
+
+
+def _device_of(x: Any) -> Any:
+    return backend_of_type(type(x)).device_of(x)
 
 
 def _selects_once(key: Any) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gpunet as gn
-from gpunet.errors import DTypeError, ShapeError
+from gpunet.errors import DeviceError, DTypeError, ShapeError
 from tests.gradcheck import check_gradients
 
 rng = np.random.default_rng(8)
@@ -201,3 +201,12 @@ def test_mistakes_in_bincount(device: str) -> None:
         gn.bincount(on(device, [[1], [2], [3]]))
     with pytest.raises(ShapeError, match="got \\(3,\\) and weights of shape \\(2,\\)"):
         gn.bincount(on(device, [1, 2, 3]), gn.ones((2,), device=device))
+
+
+def test_an_index_on_another_device() -> None:
+    """From the CPU it is brought along; to the CPU it is not."""
+    mask = np.array([True, False, True])
+    assert gn.asarray([1, 2, 3], device="strict")[gn.asarray(mask)].tolist() == [1, 3]
+    for index in (gn.asarray(mask, device="strict"), (gn.asarray(mask, device="strict"),)):
+        with pytest.raises(DeviceError, match="an index is on strict:0 and the array on cpu"):
+            gn.asarray([1, 2, 3], device="cpu")[index]
