@@ -22,7 +22,7 @@ enum Sharing { ALIKE, SHARED, EACH };
 
 // `matmul` is one product here: n counts the channels of all groups, and batch_inner is how many groups there are.
 template <class T, ConvPass PASS, int VECTOR, Sharing SHARING>
-__global__ void __launch_bounds__(256, 2) conv_direct(const __grid_constant__ ConvArgs args) {
+__global__ void __launch_bounds__(256, sizeof(T) == 8 ? 1 : 2) conv_direct(const __grid_constant__ ConvArgs args) {
     using Storage = typename Number<T>::Storage;
     using F = typename Number<T>::Compute;
     static_assert(SHARING != EACH || VECTOR == 1, "each channel has its own sources");

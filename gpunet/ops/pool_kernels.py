@@ -264,8 +264,8 @@ def _loads(dtype: str, vector: int) -> tuple[str, ...]:
     """Patterns of instructions that move 16 bytes, where a vector has so many."""
     if vector * np.dtype("float16" if dtype == "bfloat16" else dtype).itemsize != 16:
         return ()
-    # For sm_100, two doubles may be loaded one by one.
-    return (r"STG\S*128",) if dtype == "float64" else (r"LDG\S*128", r"STG\S*128")
+    # For sm_100 and sm_120 the compiler may load a vector in halves.
+    return (r"STG\S*128",) if dtype == "float64" else (r"LDG\S*(128|64)", r"STG\S*128")
 
 
 @register_variants
