@@ -429,6 +429,7 @@ def bincount(x: Any, /, weights: Any = None, minlength: int = 0) -> Any:
     Raises:
         ShapeError: x is not one-dimensional, or the weights are not of its shape.
         DTypeError: x is no array of integers.
+        ValueError: one is negative.
     """
     if x.ndim != 1 or (weights is not None and weights.shape != x.shape):
         given = "" if weights is None else f" and weights of shape {tuple(weights.shape)}"
@@ -490,6 +491,17 @@ def _(launcher, g, indices, *, axis, shape):
 @argsort.kernel("sort")
 def _(launcher, x, *, axis, descending, stable):
     return sort_kernels.argsort(launcher, x, axis_of("argsort", axis, x.ndim), descending)
+
+
+@_bincount.kernel("index")
+def _(launcher, x, weights, *, minlength):
+    """Weights are added up in their order, where CuPy would in any."""
+    if weights is None:
+        return NotImplemented
+    least, most = (int(x.min()), int(x.max())) if x.size else (0, -1)
+    if least < 0:
+        raise ValueError(f"bincount: expected no negative integers, got {least}")
+    return cuda.scatter(launcher, weights.astype("float64"), (x,), (max(most + 1, minlength),))
 
 
 @one_hot.kernel("index")

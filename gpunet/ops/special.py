@@ -274,7 +274,8 @@ def _polygamma(xp, x, *, n):
     positive = (-1.0) ** (n + 1) * math.gamma(n + 1) * zeta  # DLMF 25.11.12
     # DLMF 5.15.6: the n-th derivative of the cotangent is a polynomial in it, odd or even as n is.
     sine, cosine = _sine_and_cosine(xp, x)
-    cotangent = cosine / xp.abs(sine) * xp.where(sine < 0, -1.0, 1.0)  # +inf at the poles
+    cotangent = cosine / xp.abs(sine)  # +inf at the poles
+    cotangent = xp.where(sine < 0, -cotangent, cotangent)
     terms = _cotangent_derivative(n)
     derivative = _polynomial(terms[(n + 1) % 2 :: 2], cotangent * cotangent)
     if n % 2 == 0:
@@ -435,13 +436,13 @@ def rel_entr(xp, x, y, /):
     negative, or y alone is 0. Within 4 ulp."""
     ratio = x / y
     near = xp.abs(ratio - 1.0) < 0.5
-    usual = xp.isfinite(ratio) & (ratio >= np.finfo(ratio.dtype).tiny)
+    usual = xp.isfinite(ratio) & (ratio >= float(np.finfo(ratio.dtype).tiny))
     logarithm = xp.where(
         near,
         xp.log1p(xp.where(near, (x - y) / y, 0.0)),
         xp.log(xp.where(usual, ratio, 1.0)) + xp.where(usual, 0.0, xp.log(x) - xp.log(y)),
     )
-    result = xp.where((x > 0) & (y > 0), x * logarithm, xp.where((x == 0) & (y >= 0), 0.0, math.inf))
+    result = xp.where((x > 0) & (y > 0), x * logarithm, xp.where((x == 0) & (y >= 0), xp.zeros_like(x), math.inf))
     return xp.where(xp.isnan(x) | xp.isnan(y), math.nan, result)
 
 

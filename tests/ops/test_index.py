@@ -197,6 +197,8 @@ def test_bincount(device: str) -> None:
 def test_mistakes_in_bincount(device: str) -> None:
     with pytest.raises(DTypeError, match="bincount: indices must be an array of integers, got float32"):
         gn.bincount(gn.zeros((3,), device=device))
+    with pytest.raises(ValueError, match="negative"):
+        gn.bincount(on(device, [1, -2, 3]), gn.ones((3,), device=device))
     with pytest.raises(ShapeError, match="bincount: expected one axis.*got \\(3, 1\\)"):
         gn.bincount(on(device, [[1], [2], [3]]))
     with pytest.raises(ShapeError, match="got \\(3,\\) and weights of shape \\(2,\\)"):
