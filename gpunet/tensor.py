@@ -36,7 +36,7 @@ _HINTS = {
     "sigmoid": "gpunet.nn.functional.sigmoid(x)",
     "softmax": "gpunet.nn.functional.softmax(x, axis=...)",
     "t": "x.T",
-    "topk": "gpunet.sort(x, descending=True)",
+    "topk": "gpunet.top_k(x, k)",
     "type": "x.astype(dtype)",
     "unsqueeze": "gpunet.expand_dims(x, axis=...), or x[None]",
     "view": "x.reshape(...)",
