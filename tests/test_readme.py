@@ -32,7 +32,7 @@ def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         capsys.readouterr()
         exec(compile(block.replace('"cuda"', '"cpu"'), str(README), "exec"), names)
         printed = capsys.readouterr().out.strip()
-        if promised := re.search(r"^print\(.*\) +# (.*)$", block, re.MULTILINE):
-            assert printed == promised[1]
+        if promised := re.findall(r"^print\(.*\) +# (.*)$", block, re.MULTILINE):
+            assert printed.splitlines() == promised
     assert (tmp_path / "runs" / "last.safetensors").exists() and (tmp_path / "model.safetensors").exists()
     assert names["trainer"].history["accuracy"][-1] > 0.6  # type: ignore[attr-defined]
