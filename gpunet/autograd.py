@@ -595,7 +595,12 @@ def _run(
         if g is not None:
             owned.add(id(seed.data if create_graph else seed))
         pending[node] = pending[node] + seed if node in pending else seed
-    order = _reachable(pending)
+    used_up: list[Node] | None = None if targets is None else []
+    order = _reachable(pending, used_up)
+    if used_up and targets:  # what was made before the targets does not come from them
+        first = min(node.made for node in targets)
+        if any(node.made > first and node not in targets for node in used_up):
+            raise _released()
     wanted = None
     results: dict[Node, Any] = {}
     keep: Callable[[Node, Any], None] = lambda node, g: _accumulate(node, g, owned)  # noqa: E731
@@ -670,25 +675,37 @@ def across(g: Any) -> Any:
     return ew.conj(g) if g.dtype.kind == "c" else g
 
 
-def _reachable(roots: Iterable[Node]) -> list[Node]:
-    """The nodes of all ops that `roots` come from, and of `roots` themselves, the last made first."""
+def _reachable(roots: Iterable[Node], used_up: list[Node] | None) -> list[Node]:
+    """The nodes of all ops that `roots` come from, and of `roots` themselves, the last made first.
+
+    Those that were released are put into `used_up` instead; where that is None they are an error.
+    """
     seen = set(roots)
     order = [node for node in seen if node.op is not None]
     add, append = seen.add, order.append
     for node in order:  # grows while it is walked
         inputs = node.inputs
         if inputs is None:
-            raise GradientError(
-                "backward was called a second time through the same graph, whose saved values are gone; "
-                "pass retain_graph=True the first time, or compute the loss again"
-            )
+            if used_up is None:
+                raise _released()
+            used_up.append(node)
+            continue
         for parent in inputs:
             if parent is not None and parent not in seen:
                 add(parent)
                 if parent.op is not None:
                     append(parent)
+    if used_up:
+        order = [node for node in order if node.inputs is not None]
     order.sort(key=_when_made, reverse=True)
     return order
+
+
+def _released() -> GradientError:
+    return GradientError(
+        "backward was called a second time through the same graph, whose saved values are gone; "
+        "pass retain_graph=True the first time, or compute the loss again"
+    )
 
 
 _when_made = attrgetter("made")
