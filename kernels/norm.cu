@@ -24,14 +24,23 @@
 //                     so it begins with what the caches still hold.
 //   channel_grad_sums, channel_grad_combine, channel_grad_apply    the same on the way back. Where ReLU was positive is
 //                     computed again, or, with a residual, read from the output.
+//   tile_normalize,   for instance and group norm where a block's shared memory has room for one group of an image (or a
+//   tile_grad         few, of so many columns that whole sectors of 32 bytes are read): all of the above in one launch,
+//                     which reads everything once. On the way back g may find no room beside x, and is read twice. Batch
+//                     norm's channel is one of all images: no multiprocessor has room for it.
 //   running           moves running statistics towards a batch's.
 //
 // columns_sum adds up what blocks, or images, found about weight and bias.
 //
 // Bytes over the least (each input once, each output once): rows that fit registers 1.0, on the way back 1 + 4/3 / (rows of
 // a block), 1.04 with 32; long rows 1.5 and, back, (2 + 3 + 3 + 2) / 3. Channels: 3 / 2 forward and 5 / 3 back, as nothing
-// can be normalized before all of it was seen; less where tensors fit the L2 cache.
+// can be normalized before all of it was seen, and 6 / 3 back where statistics are found again; less where tensors fit
+// the L2 cache. Tiles: 1.0 forward and 1 + 4 / (3 * rows of an image) back, of floats, for what each image adds to weight
+// and bias (1.03 with 7 x 7 pixels); 4 / 3 where g is read twice, less what of it is still in the L2 cache.
 #include "array.cuh"
+#include "ptx/mma.cuh"
+
+extern __shared__ __align__(1024) unsigned char gn_shared[];
 
 // The number, mean and sum of squared distances from it of some elements.
 template <class F>
@@ -434,7 +443,7 @@ struct ChannelArgs {
     long long rows;    // of an image
     long long height;  // rows of a chunk
     int images, chunks, columns, group;
-    int lanes;  // of a block's threads, a power of two: along columns, VECTOR each; the others along rows
+    int lanes;  // of a block's threads, for tiles not only powers of two: along columns, VECTOR each; the others along rows
     double eps;
 };
 
@@ -722,6 +731,200 @@ __global__ void __launch_bounds__(256) channel_grad_apply(const __grid_constant_
             x[j] = (g[j] * affine.weight[j] - sum[j] - affine.hat(j, x[j]) * along[j]) * affine.scale[j];
         store_vector<T, VECTOR>(static_cast<Stored<T>*>(args.to) + at, true, VECTOR, x);
     }
+}
+
+// --- channels of an image, in shared memory -------------------------------------------------------------------------
+
+// A block has args.lanes * VECTOR columns of an image, whole groups; the last block of an image may have fewer. A thread
+// has VECTOR of these columns at every so-many-th row, and keeps them in shared memory: it alone reads them there, so that
+// they need no barrier.
+template <class T, int VECTOR, int THREADS>
+struct Tile {
+    using F = Computed<T>;
+    static constexpr int BYTES = VECTOR * sizeof(Stored<T>);
+    const ChannelArgs& args;
+    long long image;
+    int first, column;  // of the block, and of the thread
+    int lane, part, parts;
+    bool inside;
+
+    DEVICE explicit Tile(const ChannelArgs& args) : args(args) {
+        const int width = args.lanes * VECTOR, tiles = (args.columns + width - 1) / width;
+        image = blockIdx.x / tiles;
+        first = blockIdx.x % tiles * width;
+        lane = threadIdx.x % args.lanes;
+        part = threadIdx.x / args.lanes;
+        parts = THREADS / args.lanes;
+        column = first + lane * VECTOR;
+        inside = part < parts && column < args.columns;
+    }
+    DEVICE long long offset(int row) const { return (image * args.rows + row) * args.columns + column; }
+    // Where the thread's columns of a row are in shared memory; `which` of the arrays there.
+    DEVICE Stored<T>* held(int which, int row) const {
+        const int at = (which * static_cast<int>(args.rows) + row) * args.lanes + lane;
+        return reinterpret_cast<Stored<T>*>(gn_shared + at * BYTES);
+    }
+    DEVICE void copy(int which, const void* from) const {
+        for (int row = part; inside && row < args.rows; row += parts) {
+            const Stored<T>* source = static_cast<const Stored<T>*>(from) + offset(row);
+            if constexpr (BYTES < 4)
+                *held(which, row) = *source;
+            else
+                cp_async<BYTES>(shared_address(held(which, row)), source, BYTES);
+        }
+    }
+    // Call f(row, x) with what the thread has of each of its rows.
+    template <class Call>
+    DEVICE void each_row(Call f) const {
+#pragma unroll 2
+        for (int row = part; inside && row < args.rows; row += parts) {
+            F x[VECTOR];
+            load_vector<T, VECTOR>(held(0, row), true, VECTOR, x);
+            f(row, x);
+        }
+    }
+    // From what the threads found for their columns, x, to the mean over the group that each column belongs to. On the
+    // way, one thread for each column calls of_column(j, sum), and what that gives is what counts.
+    template <class Call>
+    DEVICE void group_means(F (&x)[VECTOR], F (&found)[THREADS][VECTOR], Call of_column) const {
+        __syncthreads();
+#pragma unroll
+        for (int j = 0; j < VECTOR; j++) found[threadIdx.x][j] = x[j];
+        int step = 1;
+        while (2 * step < parts) step *= 2;
+        for (; step > 0; step /= 2) {
+            __syncthreads();
+            if (part >= step || part + step >= parts) continue;
+#pragma unroll
+            for (int j = 0; j < VECTOR; j++) found[threadIdx.x][j] += found[threadIdx.x + step * args.lanes][j];
+        }
+        if (part == 0 && inside) {
+#pragma unroll
+            for (int j = 0; j < VECTOR; j++) found[lane][j] = of_column(j, found[lane][j]);
+        }
+        __syncthreads();
+        // A warp for each group. The sum takes the place of the group's first column, which no other warp reads.
+        F* sums = &found[0][0];
+        const int width = min(args.lanes * VECTOR, args.columns - first);
+        for (int start = threadIdx.x / 32 * args.group; start < width; start += THREADS / 32 * args.group) {
+            F sum = F(0);
+            for (int c = threadIdx.x % 32; c < args.group; c += 32) sum += sums[start + c];
+            sum = reduce_lanes<Add>(sum);
+            if (threadIdx.x % 32 == 0) sums[start] = sum;
+        }
+        __syncthreads();
+        const F share = F(1) / (static_cast<F>(args.rows) * static_cast<F>(args.group));
+#pragma unroll
+        for (int j = 0; j < VECTOR; j++)
+            x[j] = inside ? sums[(lane * VECTOR + j) / args.group * args.group] * share : F(0);
+    }
+    // Of each column's group: the mean, and one by the deviation.
+    DEVICE void statistics(F (&mean)[VECTOR], F (&scale)[VECTOR], F (&found)[THREADS][VECTOR]) const {
+        const auto as_it_is = [](int, F sum) { return sum; };
+        F start[VECTOR];
+#pragma unroll
+        for (int j = 0; j < VECTOR; j++) {
+            start[j] = inside ? start_of<T>(args, image, column + j) : F(0);
+            mean[j] = scale[j] = F(0);
+        }
+        each_row([&](int, const F(&x)[VECTOR]) {
+#pragma unroll
+            for (int j = 0; j < VECTOR; j++) mean[j] += x[j] - start[j];
+        });
+        group_means(mean, found, as_it_is);
+        each_row([&](int, const F(&x)[VECTOR]) {
+#pragma unroll
+            for (int j = 0; j < VECTOR; j++) {
+                const F away = x[j] - start[j] - mean[j];
+                scale[j] += away * away;
+            }
+        });
+        group_means(scale, found, as_it_is);
+#pragma unroll
+        for (int j = 0; j < VECTOR; j++) {
+            mean[j] += start[j];
+            scale[j] = F(1) / sqrt(scale[j] + static_cast<F>(args.eps));
+        }
+    }
+    // Of the thread's columns.
+    template <class W>
+    DEVICE void parameter(const void* from, F otherwise, F (&p)[VECTOR]) const {
+        load_parameter<W, VECTOR>(inside ? from : nullptr, column, otherwise, p);
+    }
+};
+
+// 256 threads, three such blocks in a multiprocessor; or 512 where the tile is so large that no other block fits beside it.
+template <int THREADS>
+constexpr int TILE_BLOCKS = THREADS == 256 ? 3 : 1;
+
+template <class T, class W, int VECTOR, int THREADS>
+__global__ void __launch_bounds__(THREADS, TILE_BLOCKS<THREADS>) tile_normalize(const __grid_constant__ ChannelArgs args) {
+    using F = Computed<T>;
+    __shared__ F found[THREADS][VECTOR];
+    const Tile<T, VECTOR, THREADS> tile(args);
+    tile.copy(0, args.x);
+    cp_async_commit();
+    cp_async_wait<0>();
+    F mean[VECTOR], scale[VECTOR], weight[VECTOR], bias[VECTOR];
+    tile.statistics(mean, scale, found);
+    tile.template parameter<W>(args.weight, F(1), weight);
+    tile.template parameter<W>(args.bias, F(0), bias);
+    tile.each_row([&](int row, F(&x)[VECTOR]) {
+#pragma unroll
+        for (int j = 0; j < VECTOR; j++) x[j] = (x[j] - mean[j]) * scale[j] * weight[j] + bias[j];
+        store_vector<T, VECTOR>(static_cast<Stored<T>*>(args.to) + tile.offset(row), true, VECTOR, x);
+    });
+}
+
+// BOTH: g is kept beside x, else it is read twice.
+template <class T, class W, int VECTOR, int THREADS, bool BOTH>
+__global__ void __launch_bounds__(THREADS, TILE_BLOCKS<THREADS>) tile_grad(const __grid_constant__ ChannelArgs args) {
+    using F = Computed<T>;
+    __shared__ F found[THREADS][VECTOR];
+    const Tile<T, VECTOR, THREADS> tile(args);
+    tile.copy(0, args.x);
+    cp_async_commit();
+    if (BOTH) tile.copy(1, args.g);
+    cp_async_commit();
+    cp_async_wait<1>();
+    F mean[VECTOR], scale[VECTOR], weight[VECTOR], sum[VECTOR], along[VECTOR];
+    tile.statistics(mean, scale, found);
+    cp_async_wait<0>();
+    const auto gradient = [&](int row, F(&g)[VECTOR]) {
+        const Stored<T>* from = BOTH ? tile.held(1, row) : static_cast<const Stored<T>*>(args.g) + tile.offset(row);
+        load_vector<T, VECTOR>(from, true, VECTOR, g);
+    };
+#pragma unroll
+    for (int j = 0; j < VECTOR; j++) sum[j] = along[j] = F(0);
+    tile.each_row([&](int row, const F(&x)[VECTOR]) {
+        F g[VECTOR];
+        gradient(row, g);
+#pragma unroll
+        for (int j = 0; j < VECTOR; j++) {
+            along[j] += g[j] * ((x[j] - mean[j]) * scale[j]);
+            sum[j] += g[j];
+        }
+    });
+    tile.template parameter<W>(args.weight, F(1), weight);
+    const auto of_column = [&](void* all) {
+        F* to = static_cast<F*>(all) + 2 * tile.image * args.columns + tile.column;
+        return [&weight, to](int j, F total) {
+            to[j] = total;
+            return weight[j] * total;
+        };
+    };
+    tile.group_means(along, found, of_column(args.to_weight));
+    tile.group_means(sum, found, of_column(args.to_bias));
+    tile.each_row([&](int row, F(&x)[VECTOR]) {
+        F g[VECTOR];
+        gradient(row, g);
+#pragma unroll
+        for (int j = 0; j < VECTOR; j++) {
+            const F hat = (x[j] - mean[j]) * scale[j];
+            x[j] = (g[j] * weight[j] - sum[j] - hat * along[j]) * scale[j];
+        }
+        store_vector<T, VECTOR>(static_cast<Stored<T>*>(args.to) + tile.offset(row), true, VECTOR, x);
+    });
 }
 
 struct RunningArgs {

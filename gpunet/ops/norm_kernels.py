@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache, lru_cache
-from math import prod
+from math import gcd, prod
 from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpunet.backends.kernel import Launcher, Variant, register_variants
+from gpunet.backends.occupancy import limits
 from gpunet.ops import launch
 
 Ints = tuple[int, ...]
@@ -22,6 +23,10 @@ _HELD = 16  # elements of a row that a thread has, as in kernels/norm.cu
 _LANES = (32, 64, 128, 256, 512)  # threads that a row may have
 LONGEST = _HELD * _LANES[-1]  # longer rows are read more than once
 _ROWS_OF_A_BLOCK = 32  # on the way back, at most: what a block writes for weight and bias is little beside them
+_TILE_THREADS = 256  # of the kernels that keep channels of an image in shared memory; twice that for large tiles
+_SECTOR = 32  # bytes that memory is read by
+_STEP_HELD = 8 << 10  # sizes of shared memory are rounded up to this, so that they are few
+_SMALL_TILE = 64 << 10  # bytes that a block moves in about the time that two further launches would take
 
 
 def takes(x: Any, *parameters: Any) -> bool:
@@ -245,6 +250,56 @@ def _plan(images: int, rows: int, columns: int, vector: int, wanted: int) -> _Pl
     return _Plan(chunks, height, lanes, chunks * tiles * images)
 
 
+class _Tiles(NamedTuple):
+    """How the columns of each image are divided among blocks that keep theirs in shared memory: `lanes` times `vector`
+    columns in each, `arrays` of them kept, in `shared` bytes."""
+
+    lanes: int
+    blocks: int
+    arrays: int
+    shared: int
+    threads: int
+
+
+def _tiles(launcher: Launcher, x: Any, how: Channels, vector: int, arrays: int) -> _Tiles | None:
+    """The tiles for x, arranged; as many as possible of so many arrays of its size kept. None where the kernels that go
+    through memory more than once are better, or x is not normalized image by image."""
+    if how.images != x.shape[0]:
+        return None
+    return _tiles_within(*how[:4], x.dtype.itemsize, vector, arrays, launcher.processors, launcher.architecture)
+
+
+@lru_cache(maxsize=1024)
+def _tiles_within(
+    images: int,
+    rows: int,
+    columns: int,
+    group: int,
+    itemsize: int,
+    vector: int,
+    most: int,
+    processors: int,
+    architecture: str,
+) -> _Tiles | None:
+    groups = columns // group
+    # So few groups in a tile that its rows are whole sectors; more where that would not occupy a block's threads.
+    count = min(groups, _SECTOR // gcd(group * itemsize, _SECTOR))
+    while count < groups and rows * count * group < _TILE_THREADS * vector and images * groups > 4 * processors * count:
+        count = min(groups, 2 * count)
+    lanes, blocks = count * group // vector, images * -(-groups // count)
+    size = rows * count * group * itemsize
+    has, static = limits(architecture), 2 * _TILE_THREADS * vector * max(4, itemsize)
+    arrays = min(most, (has.block_shared - static) // _STEP_HELD * _STEP_HELD // size)
+    # A multiprocessor alone reaches a few times its share of the memory's rate. Where still more would be idle, a large
+    # tile takes longer than dividing it among all does, although that reads more.
+    busy = 4 * blocks >= processors or size <= _SMALL_TILE
+    if not arrays or lanes > _TILE_THREADS or not busy:
+        return None
+    shared = -(-arrays * size // _STEP_HELD) * _STEP_HELD
+    alone = 2 * (shared + static // 2 + has.reserved) > has.shared
+    return _Tiles(lanes, blocks, arrays, shared, 2 * _TILE_THREADS if alone else _TILE_THREADS)
+
+
 def _launch_channels(
     launcher: Launcher,
     variant: Variant,
@@ -308,10 +363,16 @@ def channels(
     statistics: mean and variance, found here if None.
     """
     x = _arranged(launcher, x, how)
-    mean, variance = statistics or _moments(launcher, x, how)
     residual = None if residual is None else _arranged(launcher, residual, how)
     y = launcher.empty(x.shape, x.dtype)
     vector = _vector(launcher, x, how.columns, weight, bias, residual)
+    tiles = None if statistics or relu or residual is not None else _tiles(launcher, x, how, vector, 1)
+    if tiles:
+        variant = _tile_variant(launch.NUMBERS[x.dtype.name], _kind(x, weight, bias), vector, tiles, None)
+        plan = _Plan(1, how.rows, tiles.lanes, tiles.blocks)
+        _launch_channels(launcher, variant, plan.blocks, how, plan, eps, x=x, weight=weight, bias=bias, to=y)
+        return _as_it_was(y, how)
+    mean, variance = statistics or _moments(launcher, x, how)
     plan = _plan(how.images, how.rows, how.columns, vector, launcher.processors * 8)
     names = launch.NUMBERS[x.dtype.name], _kind(x, weight, bias), launch.NUMBERS[mean.dtype.name]
     flags = str(residual is not None).lower(), str(relu).lower()
@@ -338,31 +399,27 @@ def channels_grad(
     `output`, the result of that, from which it is seen where ReLU let something pass."""
     x, g = _arranged(launcher, x, how), _arranged(launcher, g, how)
     output = None if output is None else _arranged(launcher, output, how)
-    mean, variance = statistics or _moments(launcher, x, how)
     wide = statistics_dtype(x)
     vector = _vector(launcher, x, how.columns, g, weight, bias, output)
-    plan = _plan(how.images, how.rows, how.columns, vector, launcher.processors * 4)
-    groups = how.columns // how.group
-    partial = launcher.empty((how.images, plan.chunks, 2, how.columns), wide)
     dtype = (x if weight is None else weight).dtype
     direct = how.images == 1 and dtype == wide  # else what is found for each image is added up
     sums = None if direct else launcher.empty((how.images, 2, how.columns), wide)
     to_weight, to_bias = (launcher.empty((how.columns,), dtype) for _ in range(2)) if sums is None else sums[0]
-    terms = launcher.empty((how.images, groups, 2), wide)
-    mask = "OUTPUT" if output is not None else "AGAIN" if relu else "ALL"
-    arrays = {"x": x, "y": output, "g": g, "weight": weight, "bias": bias, "mean": mean, "variance": variance}
-    names = launch.NUMBERS[x.dtype.name], _kind(x, weight, bias), vector, mask
-    variant = _channel_variant("channel_grad_sums", *names)
-    _launch_channels(launcher, variant, plan.blocks, how, plan, eps, **arrays, partial=partial)
-    variant = Variant("norm", f"channel_grad_combine<{names[1]}, {launch.NUMBERS[wide.name]}>", 128)
-    along = plan._replace(lanes=min(128, 1 << (how.group - 1).bit_length()))
-    found = {"partial": partial, "to_weight": to_weight, "to_bias": to_bias, "terms": terms}
-    _launch_channels(launcher, variant, how.images * groups, how, along, eps, weight=weight, **found)
     dx = launcher.empty(x.shape, x.dtype)
     to_residual = None if output is None else launcher.empty(x.shape, x.dtype)
-    plan = _plan(how.images, how.rows, how.columns, vector, launcher.processors * 8)
-    variant = _channel_variant("channel_grad_apply", *names)
-    _launch_channels(launcher, variant, plan.blocks, how, plan, eps, **arrays, terms=terms, to=dx, to_y=to_residual)
+    arrays = {"x": x, "y": output, "g": g, "weight": weight, "bias": bias}
+    names = launch.NUMBERS[x.dtype.name], _kind(x, weight, bias), vector
+    tiles = None if statistics or relu else _tiles(launcher, x, how, vector, 2)
+    if tiles:
+        variant = _tile_variant(*names, tiles, tiles.arrays == 2)
+        plan = _Plan(1, how.rows, tiles.lanes, tiles.blocks)
+        found = {"to": dx, "to_weight": to_weight, "to_bias": to_bias}
+        _launch_channels(launcher, variant, plan.blocks, how, plan, eps, **arrays, **found)
+    else:
+        mean, variance = statistics or _moments(launcher, x, how)
+        mask = "OUTPUT" if output is not None else "AGAIN" if relu else "ALL"
+        found = {"to": dx, "to_y": to_residual, "to_weight": to_weight, "to_bias": to_bias}
+        _grad_through_memory(launcher, how, eps, (*names, mask), {**arrays, "mean": mean, "variance": variance}, found)
     if sums is not None:
         to_weight, to_bias = _sums(launcher, sums, dtype)
     return (
@@ -371,6 +428,34 @@ def channels_grad(
         to_bias.reshape(how.parameters),
         None if to_residual is None else _as_it_was(to_residual, how),
     )
+
+
+def _grad_through_memory(
+    launcher: Launcher, how: Channels, eps: float, names: tuple[Any, ...], arrays: dict[str, Any], found: dict[str, Any]
+) -> None:
+    """Launch what `channels_grad` does if blocks do not keep what they need in shared memory.
+
+    Args:
+        names: arguments of the kernels' templates.
+        arrays: what they read.
+        found: where the results go.
+    """
+    _number, kind, vector, _mask = names
+    wide = arrays["mean"].dtype
+    plan = _plan(how.images, how.rows, how.columns, vector, launcher.processors * 4)
+    groups = how.columns // how.group
+    partial = launcher.empty((how.images, plan.chunks, 2, how.columns), wide)
+    terms = launcher.empty((how.images, groups, 2), wide)
+    variant = _channel_variant("channel_grad_sums", *names)
+    _launch_channels(launcher, variant, plan.blocks, how, plan, eps, **arrays, partial=partial)
+    variant = Variant("norm", f"channel_grad_combine<{kind}, {launch.NUMBERS[wide.name]}>", 128)
+    along = plan._replace(lanes=min(128, 1 << (how.group - 1).bit_length()))
+    sums = {"partial": partial, "terms": terms, "to_weight": found["to_weight"], "to_bias": found["to_bias"]}
+    _launch_channels(launcher, variant, how.images * groups, how, along, eps, weight=arrays["weight"], **sums)
+    plan = _plan(how.images, how.rows, how.columns, vector, launcher.processors * 8)
+    variant = _channel_variant("channel_grad_apply", *names)
+    results = {"to": found["to"], "to_y": found["to_y"]}
+    _launch_channels(launcher, variant, plan.blocks, how, plan, eps, **arrays, terms=terms, **results)
 
 
 def update_running(
@@ -394,6 +479,20 @@ def _channel_variant(kernel: str, number: str, *more: Any) -> Variant:
     return Variant("norm", expression, 256, registers=128, instructions=instructions)
 
 
+def _tile_variant(number: str, weight: str, vector: int, tiles: _Tiles, both: bool | None) -> Variant:
+    return _tile_variant_of(number, weight, vector, tiles.threads, both, tiles.shared)
+
+
+@cache
+def _tile_variant_of(number: str, weight: str, vector: int, threads: int, both: bool | None, shared: int) -> Variant:
+    """both: whether the gradient is kept beside x; None for the way forward."""
+    more = "" if both is None else f", {str(both).lower()}"
+    expression = f"{'tile_normalize' if both is None else 'tile_grad'}<{number}, {weight}, {vector}, {threads}{more}>"
+    loads = (r"LDG\S*128",) if both is False else (r"LD(G\S*128|GSTS)",)
+    instructions = (*loads, r"STG\S*128") if _moves(number, vector) else ()
+    return Variant("norm", expression, threads, shared, registers=80, instructions=instructions)
+
+
 @register_variants
 def _variants() -> Iterable[Variant]:
     """What common layers launch, for each type; of one, the shapes and the ways that the others have too."""
@@ -405,6 +504,12 @@ def _variants() -> Iterable[Variant]:
         for kernel in ("channel_grad_sums", "channel_grad_apply"):
             yield _channel_variant(kernel, number, number, vector, "AGAIN")
         yield Variant("norm", f"columns_sum<{number}>", 256)
+        for both in (None, True):
+            yield _tile_variant_of(number, number, vector, 256, both, 64 << 10)
+    yield _tile_variant_of("float", "float", 4, 512, None, 88 << 10)
+    yield _tile_variant_of("half", "float", 8, 512, False, 80 << 10)
+    yield _tile_variant_of("double", "double", 2, 256, True, 48 << 10)
+    yield _tile_variant_of("half", "half", 1, 256, None, 24 << 10)
     for lanes, rms in ((32, True), (512, False)):
         for kernel in ("rows_normalize", "rows_grad"):
             yield _row_variant_of(kernel, "float", "float", 4, lanes, rms)

@@ -50,6 +50,11 @@ def normalization() -> None:
     norm.normalize_relu_grad(y, y, x, weight, weight, **how, statistics=(mean, variance), added=True)
     x, weight = array(2, 2, 6, 5), array(2, 6, 1)
     norm.normalize_grad(x, x, weight, axes=(2, 3), eps=1e-5)
+    x, weight = array(2, 12, 5, 3, last=True), array(12, 1, 1)
+    norm.normalize(x, weight, weight, axes=(2, 3), eps=1e-5)
+    norm.normalize_grad(x, x, weight, axes=(2, 3), eps=1e-5)
+    x, weight = array(1, 3, 190, 151, last=True), array(3, 1, 1)  # with no room for the gradient beside it
+    norm.normalize_grad(x, x, weight, axes=(2, 3), eps=1e-5)
 
 
 def main() -> None:

@@ -154,7 +154,17 @@ def test_relu_is_found_again(kernel_device: Backend) -> None:
 
 @pytest.mark.parametrize("last", [True, False], ids=["channels last", "channels first"])
 @pytest.mark.parametrize(("shape", "groups"), [((3, 12, 5, 4), 3), ((2, 160, 7), 1), ((3, 8, 4), 8), ((5, 6), 2)])
-def test_groups(shape: tuple[int, ...], groups: int, last: bool, kernel_device: Backend) -> None:
+@pytest.mark.parametrize("kept", [True, False], ids=["in shared memory", "through memory"])
+def test_groups(
+    shape: tuple[int, ...],
+    groups: int,
+    last: bool,
+    kept: bool,
+    kernel_device: Backend,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not kept:
+        monkeypatch.setattr(norm_kernels, "_tiles", lambda *_: None)
     a, b = 2 * normal(*shape, last=last) + np.float32(3), normal(*shape, last=last)
     parameters = normal(shape[1]), normal(shape[1])
     for some in (parameters, (None, None), (None, parameters[1])):
@@ -168,6 +178,84 @@ def test_groups(shape: tuple[int, ...], groups: int, last: bool, kernel_device: 
                 results.append([t.detach().cpu().numpy() for t in (y, x.grad, *(p.grad for p in ps if p is not None))])
         for found, expected in zip(*results):
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+def check_tiles(backend: Backend, shape: tuple[int, ...], groups: int, dtype: str, weights: str = "") -> None:
+    """Group norm of x (N, C, *), channels last; instance norm where there are as many groups as channels."""
+    x, g = (normal(*shape, dtype=dtype, last=True) for _ in range(2))
+    x = (2 * x + 3).astype(x.dtype)
+    own: tuple[int, ...] = (shape[1],) if groups == shape[1] else (groups, shape[1] // groups)
+    x, g = (a.reshape(shape[0], *own, *shape[2:]) for a in (x, g))
+    assert x.strides[len(own)] == x.itemsize  # still channels last
+    weight, bias = (normal(*own, *(1,) * (len(shape) - 2), dtype=weights or dtype) for _ in range(2))
+    how: dict[str, Any] = {"axes": tuple(range(2, x.ndim)), "eps": 1e-5}
+    y = check(backend, norm.normalize, x, weight, bias, **how)
+    dx = check(backend, norm.normalize_grad, g, x, weight, **how, factor=4)[0]
+    along = [i for i, n in enumerate(x.shape) if n > 1]
+    assert all(a.strides[i] == x.strides[i] for a in (y, dx) for i in along)
+
+
+# Rows of images that end within a block's threads; columns that are no multiple of a vector, or of whole tiles.
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [
+        ((2, 16, 9, 7), 2),  # groups that are whole sectors
+        ((3, 24, 5, 3), 2),  # two of them together are
+        ((2, 20, 6, 5), 20),  # instance norm: a group is less than a vector, and the last tile has half the columns
+        ((3, 15, 3, 4, 5), 3),
+        ((2, 15, 7), 15),
+        ((1, 12, 4, 3), 1),  # what is found about weight and bias is their gradient
+        ((2, 72, 5), 72),  # more groups in a tile, as they are small
+    ],
+    ids=str,
+)
+def test_tiles(shape: tuple[int, ...], groups: int, kernel_device: Backend) -> None:
+    check_tiles(kernel_device, shape, groups, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("groups", [2, 16])
+def test_tiles_of_other_types(groups: int, dtype: str, kernel_device: Backend) -> None:
+    check_tiles(kernel_device, (3, 16, 5, 3), groups, dtype)
+
+
+def test_tiles_of_halves_beside_parameters_of_float32_and_of_single_elements(kernel_device: Backend) -> None:
+    check_tiles(kernel_device, (2, 16, 5, 3), 2, "float16", "float32")
+    check_tiles(kernel_device, (2, 9, 5, 3), 3, "float16")
+
+
+def test_large_tiles(kernel_device: Backend) -> None:
+    """On sm_90a there is room for two blocks, or one with the gradient; on sm_80 for one without; on sm_75 for none."""
+    if kernel_device.name != "emulated":
+        pytest.skip("only the emulated device is of many architectures")
+    launched = []
+    for architecture in ("sm_90a", "sm_80", "sm_75"):
+        log: list[Any] = []
+        with emulation(architecture=architecture, log=log):
+            check_tiles(kernel_device, (2, 16, 53, 50), 2, "float32")
+        launched.append([expression for expression, _grid in log if "tile" in expression])
+    forward, back = "tile_normalize<float, float, 4, {}>", "tile_grad<float, float, 4, 512, {}>"
+    hopper, ampere = [forward.format(256), back.format("true")], [forward.format(512), back.format("false")]
+    assert launched == [hopper, ampere, []]
+
+
+def test_when_tiles_are_taken() -> None:
+    def of(images: int, rows: int, columns: int, group: int, architecture: str = "sm_90a", arrays: int = 2) -> Any:
+        return norm_kernels._tiles_within(images, rows, columns, group, 4, 4, arrays, 132, architecture)
+
+    # Groups of 8 floats fill a sector; those of 12 do by twos, and those of one by eights.
+    assert [of(32, 784, 48, group).lanes for group in (8, 12, 1)] == [2, 6, 2]
+    assert of(32, 784, 256, 8).blocks == 32 * 32
+    assert of(64, 4, 256, 8).lanes == 8  # more groups, for images too small to occupy a block
+    # 56 x 56 pixels of 8 floats are 98 KB: two, one or none of these fit.
+    assert [of(32, 3136, 256, 8, a).arrays for a in ("sm_90a", "sm_80")] == [2, 1]
+    assert of(32, 3136, 256, 8, "sm_86") is None
+    assert of(32, 12544, 256, 8) is None
+    # Few large tiles would leave most of the processors idle; few small ones are done before three launches are.
+    assert of(1, 3136, 128, 8) is None and of(1, 3136, 272, 8).blocks == 34
+    assert of(1, 784, 32, 8).blocks == 4
+    # Large ones have a processor to themselves.
+    assert [of(32, rows, 256, 8).threads for rows in (784, 3136)] == [256, 512]
 
 
 def test_running_statistics(kernel_device: Backend) -> None:
@@ -192,9 +280,11 @@ def test_a_mean_far_from_zero_costs_no_digits(kernel_device: Backend) -> None:
     with gn.kernels("force"):
         _mean, variance = norm.moments(on(kernel_device, x), axes=(0, 2, 3))
         rows = norm.normalize(on(kernel_device, np.ascontiguousarray(x)), axes=(1, 2, 3), eps=0.0)
+        tiles = norm.normalize(on(kernel_device, x), axes=(2, 3), eps=0.0)
     expected = x.astype("float64").var(axis=(0, 2, 3), keepdims=True)
     np.testing.assert_allclose(kernel_device.to_numpy(variance), expected, rtol=1e-5)
     np.testing.assert_allclose(kernel_device.to_numpy(rows).std(axis=(1, 2, 3)), 1, rtol=1e-5)
+    np.testing.assert_allclose(kernel_device.to_numpy(tiles).std(axis=(2, 3)), 1, rtol=1e-5)
 
 
 def test_what_is_not_finite(kernel_device: Backend) -> None:
@@ -204,7 +294,10 @@ def test_what_is_not_finite(kernel_device: Backend) -> None:
         y = kernel_device.to_numpy(norm.normalize(on(kernel_device, x), axes=(1,), eps=1e-5))
         images = on(kernel_device, np.moveaxis(x.reshape(3, 5, 8), -1, 1))
         z = kernel_device.to_numpy(norm.normalize_relu(images, None, None, None, axes=(0, 2), eps=1e-5))
+        groups = norm.group_norm(images, 4, on(kernel_device, normal(8)), None, eps=1e-5)
+        bad = np.isnan(kernel_device.to_numpy(groups)).all((2,)).reshape(3, 4, 2)
     assert np.isnan(y[:2]).all() and np.isfinite(y[2]).all()
+    assert np.argwhere(bad).tolist() == [[0, 1, 0], [0, 1, 1], [1, 2, 0], [1, 2, 1]]
     assert np.isnan(z[:, [3, 5]]).all() and np.isfinite(z[:, [0, 1, 2, 4, 6, 7]]).all()
 
 
@@ -223,13 +316,14 @@ def test_bits_do_not_depend_on_the_order_of_blocks(kernel_device: Backend) -> No
     rows, along = (on(kernel_device, normal(70, 40)) for _ in range(2))
     channel, row = (on(kernel_device, normal(*s)) for s in ((8, 1, 1), (40,)))
     results = []
-    for options in ({}, {"order": "reverse"}, {"order": "random", "seed": 3}, {"order": "random", "seed": 4}):
+    for options in ({}, {"order": "reverse", "late": True}, *({"order": "random", "seed": seed} for seed in (3, 4))):
         how: dict[str, Any] = {"axes": (0, 2, 3), "eps": 1e-5}
         with emulation(processors=3, **options), gn.kernels("force"):  # type: ignore[arg-type]
             y = norm.normalize_relu(images, channel, channel, residual, **how)
             found = [y, *norm.normalize_relu_grad(g, y, images, channel, channel, **how, statistics=None, added=True)]
             found += norm.normalize_grad(along, rows, row, axes=(1,), eps=1e-5)
             found.append(norm.group_norm(images, 2, channel.reshape(-1), channel.reshape(-1), eps=1e-5))
+            found += norm.normalize_grad(g, images, channel, axes=(2, 3), eps=1e-5)
             results.append([kernel_device.to_numpy(a).tobytes() for a in found])
     assert all(r == results[0] for r in results[1:])
 
@@ -250,7 +344,8 @@ def test_gradients(name: str, kernel_device: Backend, monkeypatch: pytest.Monkey
         ([nn.RMSNorm(40)], (20, 40), (1, 2)),
         ([nn.BatchNorm2d(8)], (4, 8, 5, 6), (4, 3)),
         ([nn.BatchNorm2d(8), nn.ReLU()], (4, 8, 5, 6), (4, 3)),
-        ([nn.GroupNorm(2, 8)], (4, 8, 5, 6), (3, 6)),
+        ([nn.GroupNorm(2, 8)], (4, 8, 5, 6), (1, 2)),
+        ([nn.InstanceNorm2d(8, affine=True)], (4, 8, 5, 6), (1, 2)),
     ],
     ids=str,
 )
