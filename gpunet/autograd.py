@@ -432,10 +432,12 @@ def write(target: Tensor, op: Op, other: Any, params: dict[str, Any]) -> None:
     memory.written = _now_written()
     before = Tensor._wrap(data, target._node)
     result = op(before, before if other is target else other, **params)
-    if result.shape != target.shape or result.dtype != target.dtype:
-        raise ShapeError(
-            f"{op.name}: the result, {result.shape} {result.dtype}, does not fit into {describe((target,))}"
-        )
+    if result.shape != target.shape:
+        raise ShapeError(f"{op.name}: the result, {describe((result,))}, does not fit into {describe((target,))}")
+    if result.dtype != target.dtype:
+        if not np.can_cast(result.dtype, target.dtype, "same_kind"):
+            raise DTypeError(f"{op.name}: cannot write a result of {result.dtype} to an array of {target.dtype}")
+        result = astype(result, dtype=target.dtype)
     target.data, target._node, target._memory = result.data, result._node, memory
     if result._node is not None:
         result._node.memory = memory

@@ -275,6 +275,8 @@ class Tensor(Traced):
         return self._backend().to_numpy(self.data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self._node is not None:
+            raise GradientError("a NumPy array of a tensor that requires gradients: use x.detach()")
         if copy is False and self.device.type == "cuda":
             raise ValueError("an array on a GPU cannot become a NumPy array without a copy")
         array = self._backend().to_numpy(self.data)
@@ -286,8 +288,10 @@ class Tensor(Traced):
 
     @property
     def __array_interface__(self) -> Any:
-        if self.data.dtype.kind == "V":
-            raise AttributeError("this protocol has no name for bfloat16; __array__ hands it over")
+        if self._node is not None or self.data.dtype.kind == "V":
+            raise AttributeError(
+                "__array__ hands bfloat16 over, which this protocol has no name for, or says what is wrong"
+            )
         return self.data.__array_interface__
 
     @property

@@ -597,3 +597,17 @@ def test_operators_that_meet_numbers_and_arrays() -> None:
         np.testing.assert_array_equal(result.detach().numpy(), expected)
     with pytest.raises(TypeError):
         x + "text"
+
+
+def test_writing_in_place_keeps_the_type(device: str) -> None:
+    x = gn.tensor(np.ones(3, np.float32), device=device, requires_grad=True)
+    w = gn.tensor(np.full(3, 2.0), device=device, requires_grad=True)
+    y = x * 1.0
+    y *= w
+    assert y.dtype == gn.float32
+    y.sum().backward()
+    assert x.grad is not None and x.grad.dtype == gn.float32 and x.grad.tolist() == [2.0] * 3
+    assert w.grad is not None and w.grad.dtype == gn.float64 and w.grad.tolist() == [1.0] * 3
+    z = x * 1.0
+    with pytest.raises(DTypeError, match="multiply: cannot write a result of complex128 to an array of float32"):
+        z *= gn.tensor(np.ones(3, complex), device=device, requires_grad=True)

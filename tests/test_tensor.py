@@ -200,6 +200,8 @@ def test_numpy_shares_the_memory() -> None:
     assert np.shares_memory(np.asarray(x), a) and x.numpy() is a and np.shares_memory(np.from_dlpack(x), a)
     assert np.asarray(x, dtype=np.float32).dtype == np.float32
     assert not np.shares_memory(np.array(x, copy=True), a)
+    with pytest.raises(GradientError, match=r"a NumPy array of a tensor that requires gradients: use x.detach\(\)"):
+        np.asarray(gn.tensor(A, requires_grad=True))
     with pytest.raises(GradientError, match=r"x.detach\(\).numpy\(\)"):
         gn.tensor([1.0], requires_grad=True).numpy()
 
