@@ -579,7 +579,7 @@ _one_pass(silu_grad, lambda native: native.silu_grad)
 @op
 def erf(xp, x):
     """The error function, 2/sqrt(pi) times the integral of exp(-t²) from 0 to x. Relative error: 3e-7 in float32
-    (tanh of an odd polynomial, fitted for this), 1e-15 in float64 (the series 7.1.6 of Abramowitz and Stegun)."""
+    (tanh of an odd polynomial, fitted for this), 5e-15 in float64 (the series 7.1.6 of Abramowitz and Stegun)."""
     if x.dtype.kind in "iub":
         x = xp.astype(x, default_dtype())
     if x.dtype != "float64":
