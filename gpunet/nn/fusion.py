@@ -195,7 +195,7 @@ _FIRST: dict[type, Callable[[Sequence[Module], int, Tensor, str], tuple[Tensor, 
 
 def _is_plain(module: Module) -> bool:
     own = module.__dict__
-    return not own.get("_hooks") and not own.get("_pre_hooks") and "forward" not in own
+    return not any(own.get(hooks) for hooks in ("_hooks", "_pre_hooks", "_backward_hooks")) and "forward" not in own
 
 
 def _activation(module: Module) -> str | None:
