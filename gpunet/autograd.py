@@ -421,7 +421,7 @@ def write(target: Tensor, op: Op, other: Any, params: dict[str, Any]) -> None:
             f"{op.name} in place on a leaf of shape {target.shape} that requires gradients; "
             "update parameters inside gpunet.no_grad(), or use the out-of-place form"
         )
-    if target._memory is not None and target._memory.shared:
+    if target._memory is not None and target._memory.is_shared(target):
         raise GradientError(
             f"{op.name} in place on a tensor of shape {target.shape} that shares memory with another one (a view "
             "or its base) cannot be differentiated; write to a copy (x.copy()), or use the out-of-place form"

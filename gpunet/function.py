@@ -119,6 +119,7 @@ class Function:
         node.params, node.saved = {}, nodes
         if not same and y._memory is not None:  # a view of an argument, or of something else
             out._memory = node.memory = y._memory
+            y._memory.share(out)
         if any(s is y for s in ctx._saved) and not same:
             node.output = out.data
             ctx._saved = [_OUTPUT if s is y else s for s in ctx._saved]

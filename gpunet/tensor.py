@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -47,17 +48,33 @@ _new = object.__new__
 
 
 class Memory:
-    """What Tensors that share their elements have in common: when these were last written to in place.
+    """What Tensors that share their elements have in common: who they are, and when they were last written to in place.
 
-    It knows no Tensor, so that a view keeps nothing alive but the elements.
+    It refers to them weakly, so that a view keeps nothing alive but the elements.
     """
 
-    __slots__ = ("shape", "shared", "written")
+    __slots__ = ("_most", "_sharing", "shape", "written")
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape  # of the Tensor that was there first
-        self.shared = False
         self.written = 0  # on the tape's clock
+        self._sharing: list[weakref.ref[Tensor]] = []
+        self._most = _FEW  # entries before those of Tensors that are gone are thrown out
+
+    def share(self, *tensors: Tensor) -> None:
+        """Note Tensors that have these elements; one that is noted twice shares them with itself, for good."""
+        if len(self._sharing) >= self._most:
+            self._sharing = [ref for ref in self._sharing if ref() is not None]
+            self._most = 2 * len(self._sharing) + _FEW
+        self._sharing += map(weakref.ref, tensors)
+
+    def is_shared(self, tensor: Tensor) -> bool:
+        """Whether another Tensor that is still there may have elements of this one."""
+        alive = [t for ref in self._sharing if (t := ref()) is not None]
+        return len(alive) > any(t is tensor for t in alive)
+
+
+_FEW = 16
 
 
 class Tensor(Traced):
@@ -116,7 +133,10 @@ class Tensor(Traced):
     def _is_view_of(self, other: Tensor) -> None:
         """Note that this Tensor may share its elements with `other`."""
         self._memory = memory = other._known_memory()
-        memory.shared = True
+        if memory._sharing and self is not other:
+            memory.share(self)
+        else:
+            memory.share(other, self)
 
     # --- what it is
 

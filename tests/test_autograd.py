@@ -319,6 +319,33 @@ def test_in_place_on_a_leaf() -> None:
     assert x.item() == 2.0 and x.requires_grad
 
 
+def test_elements_may_be_written_once_no_view_is_left(device: str) -> None:
+    x = gn.tensor(np.array([1.0, 2.0, 3.0]), device=device, requires_grad=True)
+    y = gn.zeros(3, dtype=gn.float64, device=device)
+    y[0] = x[0]
+    for i in (1, 2):
+        y[i : i + 1] = x[i] + 2.0 * y[i - 1 : i]
+    y.sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [7.0, 3.0, 1.0]
+    y = gn.zeros(3, dtype=gn.float64, device=device)
+    views = [y[i:] for i in range(100)]
+    del views[1:]
+    with pytest.raises(GradientError, match="shares memory with another one"):
+        y[1] = x[1]
+    views.clear()
+    y[1] = x[1]
+    assert y.tolist() == [0.0, 2.0, 0.0]
+
+
+def test_a_view_that_the_tape_needs_stands_in_the_way_of_a_write() -> None:
+    x = gn.tensor([1.0, 2.0], requires_grad=True)
+    y = gn.zeros(2)
+    y[0] = x[0]
+    z = y[:1] * x[1:]  # whose derivative needs y[:1]
+    with pytest.raises(GradientError, match="shares memory with another one"):
+        y[1:] = z
+
+
 def test_in_place_on_shared_memory_is_refused() -> None:
     x = leaf(np.ones(4))
     y = x * 2.0

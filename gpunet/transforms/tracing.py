@@ -158,7 +158,7 @@ class Tracer(Tensor):
         return memory
 
     def _write(self, op: Any, other: Any, **params: Any) -> Tensor:
-        if self._memory is not None and self._memory.shared:
+        if self._memory is not None and self._memory.is_shared(self):
             raise GradientError(
                 f"{op.name} in place on a tensor of shape {self.shape} inside {self.what} that is an argument of the "
                 "function or shares memory with another tensor; write to a copy (x.copy()), or use the out-of-place "
