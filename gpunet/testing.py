@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from gpunet import random
-from gpunet.autograd import no_grad
 from gpunet.creation import asarray
 from gpunet.dtypes import SMOOTH, complex128, float64
 from gpunet.tensor import Tensor
@@ -129,14 +128,13 @@ class _Check:
         return asarray(values, dtype=x.dtype, device=x.device)
 
     def outputs(self, f: Callable[..., list[Any]], xs: list[Tensor]) -> list[Tensor]:
-        with no_grad():
-            return f(*xs)
+        return f(*_leaves(xs))
 
     def values(self, f: Callable[..., list[Any]], xs: list[Tensor]) -> list[np.ndarray]:
         return [_array(y) for y in self.outputs(f, xs)]
 
     def forward(self, f: Any, xs: Any, ds: Any, numeric: list[np.ndarray], scale: float, how: str) -> None:
-        found = [_array(t) for t in jvp(f, tuple(xs), tuple(ds))[1]]
+        found = [_array(t) for t in jvp(f, tuple(_leaves(xs)), tuple(ds))[1]]
         for i, (a, b) in enumerate(zip(found, numeric)):
             if a.shape != b.shape:
                 raise AssertionError(f"check_grads: {how}fwd: output {i} has shape {b.shape}, its tangent {a.shape}")
@@ -153,7 +151,7 @@ class _Check:
                 )
 
     def backward(self, f: Any, xs: Any, ds: Any, numeric: list[np.ndarray], scale: float, how: str) -> None:
-        outputs, pullback = vjp(f, *xs)
+        outputs, pullback = vjp(f, *_leaves(xs))
         vs = [self.like(y) for y in outputs]
         gradients = pullback(vs)
         for i, (g, x) in enumerate(zip(gradients, xs)):
@@ -171,6 +169,11 @@ class _Check:
                 f"{found!s}, and finite differences {expected!s} (a difference of {abs(found - expected):.1e}, with "
                 f"{allowed:.1e} allowed)"
             )
+
+
+def _leaves(xs: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors that require gradients, for functions that differentiate with respect to their arguments themselves."""
+    return [x.detach().requires_grad_() for x in xs]
 
 
 def _array(x: Tensor) -> np.ndarray:

@@ -125,6 +125,8 @@ class _Namespace:
     def __getattr__(self, name: str) -> Any:
         if name in LACKING:
             raise AttributeError(f"cupy has no {name!r}")
+        if name == "asarray":  # the way from NumPy's arrays to CuPy's
+            return lambda x, device=None, **how: StrictArray(np.asarray(getattr(x, "_inside", x), **how))
         value = getattr(np, name)
         if isinstance(value, type) or not callable(value):
             return value if not hasattr(value, "__path__") and type(value).__name__ != "module" else _Module(value)
