@@ -8,11 +8,11 @@
 //                     its variance are found without reading it again.
 //   rows_grad         the same for the gradient of x. What each block found about the gradients of weight and bias goes
 //                     to `partial`; a block has so many rows that this is little.
-//   rows_moments,     for rows that are too long for that: the statistics of each row by one block (Welford's method,
-//   rows_apply,       joined as Chan, Golub and LeVeque do), then a second read. On the way back the sums that a row's
-//   rows_sums,        gradient needs, the gradient, and what it comes to along columns.
-//   rows_grad_apply,
-//   rows_columns
+//   rows_kept,        the same for rows that are too long for that, but not for shared memory. What they come to along
+//   rows_kept_grad    columns, for weight and bias, needs a second read: rows_columns.
+//   rows_moments,     for longer rows: the statistics of each row by one block (Welford's method, joined as Chan, Golub
+//   rows_apply,       and LeVeque do), then a second read. On the way back the sums that a row's gradient needs, then the
+//   rows_sums         gradient, then rows_columns.
 //
 // Channels (batch, instance and group norm): the memory is (images, rows, columns), columns adjacent, and what belongs
 // together is `group` adjacent columns of all rows of an image. Batch norm has one image, whose rows are all pixels, and
@@ -32,11 +32,12 @@
 //
 // columns_sum adds up what blocks, or images, found about weight and bias.
 //
-// Bytes over the least (each input once, each output once): rows that fit registers 1.0, on the way back 1 + 4/3 / (rows of
-// a block), 1.04 with 32; long rows 1.5 and, back, (2 + 3 + 3 + 2) / 3. Channels: 3 / 2 forward and 5 / 3 back, as nothing
-// can be normalized before all of it was seen, and 6 / 3 back where statistics are found again; less where tensors fit
-// the L2 cache. Tiles: 1.0 forward and 1 + 4 / (3 * rows of an image) back, of floats, for what each image adds to weight
-// and bias (1.03 with 7 x 7 pixels); 4 / 3 where g is read twice, less what of it is still in the L2 cache.
+// Bytes over the least (each input once, each output once): rows that fit registers 1.0, on the way back 1 + 4/3 / (rows
+// of a block), 1.04 with 32; rows in shared memory 1.0 and, back, (3 + 2) / 3; longer ones 1.5 and (1 + 2 + 3 + 2) / 3.
+// Channels: 3 / 2 forward and 5 / 3 back, as nothing can be normalized before all of it was seen, and 6 / 3 back where
+// statistics are found again; less where tensors fit the L2 cache. Tiles: 1.0 forward and 1 + 4 / (3 * rows of an image)
+// back, of floats, for what each image adds to weight and bias (1.03 with 7 x 7 pixels); 4 / 3 where g is read twice, less
+// what of it is still in the L2 cache.
 #include "array.cuh"
 #include "ptx/mma.cuh"
 
@@ -73,6 +74,15 @@ struct RowArgs {
     int height;  // rows of a block on the way back
     double eps;
 };
+
+// An element, or a vector of them, to shared memory, without waiting for it.
+template <int BYTES, class S>
+DEVICE void copy_to_shared(S* to, const S* from) {
+    if constexpr (BYTES < 4)
+        *to = *from;
+    else
+        cp_async<BYTES>(shared_address(to), from, BYTES);
+}
 
 constexpr int HELD = 16;  // elements of a row that a thread has
 
@@ -270,6 +280,130 @@ __global__ void __launch_bounds__(ROW_THREADS<LANES>) rows_grad(const __grid_con
 
 constexpr int LONG_THREADS = 512;
 
+// Rows that lie in shared memory. A thread alone reads what it copied there, so that needs no barrier.
+template <class T, int VECTOR>
+struct KeptRow {
+    using F = Computed<T>;
+    int columns;
+
+    DEVICE Stored<T>* held(int which) const { return reinterpret_cast<Stored<T>*>(gn_shared) + which * columns; }
+    DEVICE void copy(int which, const void* from, long long row) const {
+        const Stored<T>* source = static_cast<const Stored<T>*>(from) + row * columns;
+        for (int c = threadIdx.x * VECTOR; c < columns; c += LONG_THREADS * VECTOR)
+            copy_to_shared<VECTOR * sizeof(Stored<T>)>(held(which) + c, source + c);
+    }
+    // Call f(column, x) with each vector that the thread has.
+    template <class Call>
+    DEVICE void each(Call f) const {
+#pragma unroll 2
+        for (int c = threadIdx.x * VECTOR; c < columns; c += LONG_THREADS * VECTOR) {
+            F x[VECTOR];
+            load_vector<T, VECTOR>(held(0) + c, true, VECTOR, x);
+            f(c, x);
+        }
+    }
+    // The same with the gradient, which lies behind x, times the weight, and with x normalized.
+    template <class W, class Call>
+    DEVICE void each_with_gradient(const void* weights, F mean, F scale, Call f) const {
+        each([&](int c, F(&x)[VECTOR]) {
+            F g[VECTOR], weight[VECTOR];
+            load_vector<T, VECTOR>(held(1) + c, true, VECTOR, g);
+            load_parameter<W, VECTOR>(weights, c, F(1), weight);
+#pragma unroll
+            for (int j = 0; j < VECTOR; j++) {
+                g[j] *= weight[j];
+                x[j] = (x[j] - mean) * scale;
+            }
+            f(c, g, x);
+        });
+    }
+    template <bool RMS>
+    DEVICE void statistics(F start, double eps, F* slots, F& mean, F& scale) const {
+        F sum = F(0);
+        if (!RMS) {
+            each([&](int, const F(&x)[VECTOR]) {
+#pragma unroll
+                for (int j = 0; j < VECTOR; j++) sum += x[j] - start;
+            });
+            sum = row_sum<LONG_THREADS>(sum, slots) / F(columns);
+        }
+        const F from_start = sum;
+        sum = F(0);
+        each([&](int, const F(&x)[VECTOR]) {
+#pragma unroll
+            for (int j = 0; j < VECTOR; j++) {
+                const F away = RMS ? x[j] : x[j] - start - from_start;
+                sum += away * away;
+            }
+        });
+        mean = RMS ? F(0) : start + from_start;
+        scale = F(1) / sqrt(row_sum<LONG_THREADS>(sum, slots) / F(columns) + F(eps));
+    }
+};
+
+template <class T, class W, int VECTOR, bool RMS>
+__global__ void __launch_bounds__(LONG_THREADS) rows_kept(const __grid_constant__ RowArgs args) {
+    using F = Computed<T>;
+    __shared__ F slots[32];
+    const KeptRow<T, VECTOR> kept{args.columns};
+    for (long long row = blockIdx.x; row < args.rows; row += gridDim.x) {
+        kept.copy(0, args.x, row);
+        cp_async_commit();
+        cp_async_wait<0>();
+        F mean, scale;
+        const F start = Number<T>::load(static_cast<const Stored<T>*>(args.x)[row * args.columns]);
+        kept.template statistics<RMS>(start, args.eps, slots, mean, scale);
+        Stored<T>* to = static_cast<Stored<T>*>(args.to) + row * args.columns;
+        kept.each([&](int c, F(&x)[VECTOR]) {
+            F weight[VECTOR], bias[VECTOR];
+            load_parameter<W, VECTOR>(args.weight, c, F(1), weight);
+            load_parameter<W, VECTOR>(args.bias, c, F(0), bias);
+#pragma unroll
+            for (int j = 0; j < VECTOR; j++) x[j] = (x[j] - mean) * scale * weight[j] + bias[j];
+            store_vector<T, VECTOR>(to + c, true, VECTOR, x);
+        });
+    }
+}
+
+// The gradient of x, and what rows_columns needs.
+template <class T, class W, int VECTOR, bool RMS>
+__global__ void __launch_bounds__(LONG_THREADS) rows_kept_grad(const __grid_constant__ RowArgs args) {
+    using F = Computed<T>;
+    __shared__ F slots[32];
+    const KeptRow<T, VECTOR> kept{args.columns};
+    for (long long row = blockIdx.x; row < args.rows; row += gridDim.x) {
+        kept.copy(0, args.x, row);
+        cp_async_commit();
+        kept.copy(1, args.g, row);
+        cp_async_commit();
+        cp_async_wait<1>();
+        F mean, scale;
+        const F start = Number<T>::load(static_cast<const Stored<T>*>(args.x)[row * args.columns]);
+        kept.template statistics<RMS>(start, args.eps, slots, mean, scale);
+        cp_async_wait<0>();
+        F sum = F(0), along = F(0);
+        kept.template each_with_gradient<W>(args.weight, mean, scale, [&](int, F(&g)[VECTOR], F(&hat)[VECTOR]) {
+#pragma unroll
+            for (int j = 0; j < VECTOR; j++) {
+                sum += g[j];
+                along += g[j] * hat[j];
+            }
+        });
+        sum = RMS ? F(0) : row_sum<LONG_THREADS>(sum, slots) / F(args.columns);
+        along = row_sum<LONG_THREADS>(along, slots) / F(args.columns);
+        Stored<T>* to = static_cast<Stored<T>*>(args.to) + row * args.columns;
+        kept.template each_with_gradient<W>(args.weight, mean, scale, [&](int c, F(&g)[VECTOR], F(&hat)[VECTOR]) {
+#pragma unroll
+            for (int j = 0; j < VECTOR; j++) g[j] = (g[j] - sum - hat[j] * along) * scale;
+            store_vector<T, VECTOR>(to + c, true, VECTOR, g);
+        });
+        if (threadIdx.x == 0) {
+            static_cast<F*>(args.moments)[2 * row] = mean;
+            static_cast<F*>(args.moments)[2 * row + 1] = scale;
+        }
+    }
+}
+
 template <class T, int VECTOR, bool RMS>
 __global__ void __launch_bounds__(LONG_THREADS) rows_moments(const __grid_constant__ RowArgs args) {
     using F = Computed<T>;
@@ -443,7 +577,7 @@ struct ChannelArgs {
     long long rows;    // of an image
     long long height;  // rows of a chunk
     int images, chunks, columns, group;
-    int lanes;  // of a block's threads, for tiles not only powers of two: along columns, VECTOR each; the others along rows
+    int lanes;  // of a block's threads, a power of two but for tiles: along columns, VECTOR each; the others along rows
     double eps;
 };
 
@@ -766,11 +900,7 @@ struct Tile {
     }
     DEVICE void copy(int which, const void* from) const {
         for (int row = part; inside && row < args.rows; row += parts) {
-            const Stored<T>* source = static_cast<const Stored<T>*>(from) + offset(row);
-            if constexpr (BYTES < 4)
-                *held(which, row) = *source;
-            else
-                cp_async<BYTES>(shared_address(held(which, row)), source, BYTES);
+            copy_to_shared<BYTES>(held(which, row), static_cast<const Stored<T>*>(from) + offset(row));
         }
     }
     // Call f(row, x) with what the thread has of each of its rows.

@@ -80,11 +80,21 @@ def rows(launcher: Launcher, x: Any, weight: Any, bias: Any, columns: int, eps: 
         args = (*_pointers(launcher, x, None, weight, bias, y, None, None, None), count, columns, 0, eps)
         launcher.launch(variant, launch.grid_of(launcher, count, per_block), _ROWS.pack(*args))
         return y
-    moments = _row_moments(launcher, x, columns, vector, eps, rms)
+    shared = _kept(launcher, x, columns, 1)
+    moments = None if shared else _row_moments(launcher, x, columns, vector, eps, rms)
     args = (*_pointers(launcher, x, None, weight, bias, y, None, moments, None), count, columns, 0, eps)
-    variant = Variant("norm", f"rows_apply<{names[0]}, {names[1]}, {vector}>", 512)
+    if shared:
+        variant = _kept_variant("rows_kept", *names, vector, rms, shared)
+    else:
+        variant = Variant("norm", f"rows_apply<{names[0]}, {names[1]}, {vector}>", 512)
     launcher.launch(variant, launch.grid_of(launcher, count, 1), _ROWS.pack(*args))
     return y
+
+
+def _kept(launcher: Launcher, x: Any, columns: int, arrays: int) -> int:
+    """Bytes of shared memory for a row of each of so many arrays of x's type; 0 where there is less."""
+    size = -(-columns * x.dtype.itemsize * arrays // _STEP_HELD) * _STEP_HELD
+    return size if size + _STEP_HELD <= limits(launcher.architecture).block_shared else 0
 
 
 def _row_moments(launcher: Launcher, x: Any, columns: int, vector: int, eps: float, rms: bool) -> Any:
@@ -120,12 +130,16 @@ def rows_grad(
     else:
         blocks = -(-count // height)
         partial = launcher.empty((blocks, 2, columns), wide)
-        moments = _row_moments(launcher, x, columns, vector, eps, rms)
-        sums = launcher.empty((count, 2), wide)
+        shared = _kept(launcher, x, columns, 2)
+        moments = launcher.empty((count, 2), wide) if shared else _row_moments(launcher, x, columns, vector, eps, rms)
+        sums = None if shared else launcher.empty((count, 2), wide)
         args = (*_pointers(launcher, x, g, weight, None, dx, partial, moments, sums), count, columns, height, eps)
-        for second in ("false", "true"):
-            kind = f"{names[0]}, {names[1]}, {vector}, {str(rms).lower()}, {second}"
-            variant = Variant("norm", f"rows_sums<{kind}>", 512)
+        if shared:
+            variants = [_kept_variant("rows_kept_grad", *names, vector, rms, shared)]
+        else:
+            kind = f"{names[0]}, {names[1]}, {vector}, {str(rms).lower()}"
+            variants = [Variant("norm", f"rows_sums<{kind}, {second}>", 512) for second in ("false", "true")]
+        for variant in variants:
             launcher.launch(variant, launch.grid_of(launcher, count, 1), _ROWS.pack(*args))
         variant = Variant("norm", f"rows_columns<{names[0]}, {vector}>", 256)
         launcher.launch(variant, (blocks, -(-columns // (256 * vector)), 1), _ROWS.pack(*args))
@@ -154,6 +168,13 @@ def _row_variant_of(kernel: str, number: str, weight: str, vector: int, lanes: i
     expression = f"{kernel}<{number}, {weight}, {vector}, {lanes}, {str(rms).lower()}>"
     registers = 255 if number == "double" else 128
     return Variant("norm", expression, max(256, lanes), registers=registers, instructions=_moves(number, vector))
+
+
+@cache
+def _kept_variant(kernel: str, number: str, weight: str, vector: int, rms: bool, shared: int) -> Variant:
+    expression = f"{kernel}<{number}, {weight}, {vector}, {str(rms).lower()}>"
+    instructions = (r"LD(G\S*128|GSTS)", r"STG\S*128") if _moves(number, vector) else ()
+    return Variant("norm", expression, 512, shared, registers=64, instructions=instructions)
 
 
 def _moves(number: str, vector: int) -> tuple[str, ...]:
@@ -490,7 +511,9 @@ def _tile_variant_of(number: str, weight: str, vector: int, threads: int, both: 
     expression = f"{'tile_normalize' if both is None else 'tile_grad'}<{number}, {weight}, {vector}, {threads}{more}>"
     loads = (r"LDG\S*128",) if both is False else (r"LD(G\S*128|GSTS)",)
     instructions = (*loads, r"STG\S*128") if _moves(number, vector) else ()
-    return Variant("norm", expression, threads, shared, registers=80, instructions=instructions)
+    return Variant(
+        "norm", expression, threads, shared, registers=80 if threads == 256 else 128, instructions=instructions
+    )
 
 
 @register_variants
@@ -515,6 +538,9 @@ def _variants() -> Iterable[Variant]:
             yield _row_variant_of(kernel, "float", "float", 4, lanes, rms)
     yield _row_variant_of("rows_grad", "double", "double", 2, 64, False)
     yield _row_variant_of("rows_grad", "half", "float", 1, 32, False)
+    for number, vector in (("float", 4), ("bfloat16", 8)):
+        for kernel in ("rows_kept", "rows_kept_grad"):
+            yield _kept_variant(kernel, number, number, vector, False, 64 << 10)
     yield Variant("norm", "rows_moments<float, 4, false>", 512)
     yield Variant("norm", "rows_apply<float, float, 4>", 512)
     yield Variant("norm", "rows_sums<float, float, 4, false, false>", 512)

@@ -38,8 +38,8 @@ def pooling() -> None:
 
 
 def normalization() -> None:
-    for columns in (36, norm_kernels.LONGEST + 4):
-        x, weight = array(3, columns), array(columns)
+    for rows, columns in ((3, 36), (3, norm_kernels.LONGEST + 4), (1, 60004)):
+        x, weight = array(rows, columns), array(columns)
         norm.normalize(x, weight, weight, axes=(1,), eps=1e-5)
         norm.normalize_grad(x, x, weight, axes=(1,), eps=1e-5)
     x, weight = array(2, 12, 5, 3, last=True), array(12, 1, 1)
@@ -53,7 +53,7 @@ def normalization() -> None:
     x, weight = array(2, 12, 5, 3, last=True), array(12, 1, 1)
     norm.normalize(x, weight, weight, axes=(2, 3), eps=1e-5)
     norm.normalize_grad(x, x, weight, axes=(2, 3), eps=1e-5)
-    x, weight = array(1, 3, 190, 151, last=True), array(3, 1, 1)  # with no room for the gradient beside it
+    x, weight = array(1, 3, 120, 101, last=True), array(3, 1, 1)  # with no room for the gradient beside it
     norm.normalize_grad(x, x, weight, axes=(2, 3), eps=1e-5)
 
 

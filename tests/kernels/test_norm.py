@@ -93,8 +93,32 @@ def test_parameters_of_float32_beside_halves(kernel_device: Backend) -> None:
 
 
 def test_rows_of_all_sizes(kernel_device: Backend) -> None:
-    for columns in (5000, norm_kernels.LONGEST + 800):
+    for columns in (5000, norm_kernels.LONGEST + 800, 60004):
         check_rows(kernel_device, (3, columns), "float32", (-1,))
+
+
+@pytest.mark.parametrize(("columns", "dtype"), [(9000, "float16"), (9001, "float16"), (9000, "bfloat16")])
+def test_rows_in_shared_memory(columns: int, dtype: str, kernel_device: Backend) -> None:
+    check_rows(kernel_device, (3, columns), dtype, (-1,))
+
+
+def test_which_rows_are_kept(kernel_device: Backend) -> None:
+    if kernel_device.name != "emulated":
+        pytest.skip("only the emulated device keeps a log of launches")
+    names = []
+    for columns in (9000, 40000, 60004):
+        x, log = on(kernel_device, normal(2, columns)), []  # type: ignore[var-annotated]
+        with emulation(architecture="sm_90a", log=log), gn.kernels("force"):
+            norm.normalize(x, axes=(1,), eps=1e-5)
+            norm.normalize_grad(x, x, axes=(1,), eps=1e-5)
+        names.append([expression.split("<")[0] for expression, _grid in log])
+    read_again = ["rows_moments", "rows_sums", "rows_sums"]
+    columns_too = ["rows_columns", "columns_sum"]
+    assert names == [
+        ["rows_kept", "rows_kept_grad", *columns_too],
+        ["rows_kept", *read_again, *columns_too],  # the gradient finds no room
+        ["rows_moments", "rows_apply", *read_again, *columns_too],
+    ]
 
 
 def test_many_rows(kernel_device: Backend) -> None:
@@ -280,10 +304,12 @@ def test_a_mean_far_from_zero_costs_no_digits(kernel_device: Backend) -> None:
     with gn.kernels("force"):
         _mean, variance = norm.moments(on(kernel_device, x), axes=(0, 2, 3))
         rows = norm.normalize(on(kernel_device, np.ascontiguousarray(x)), axes=(1, 2, 3), eps=0.0)
+        long = norm.normalize(on(kernel_device, np.tile(x.reshape(4, -1), 30)), axes=(1,), eps=0.0)
         tiles = norm.normalize(on(kernel_device, x), axes=(2, 3), eps=0.0)
     expected = x.astype("float64").var(axis=(0, 2, 3), keepdims=True)
     np.testing.assert_allclose(kernel_device.to_numpy(variance), expected, rtol=1e-5)
     np.testing.assert_allclose(kernel_device.to_numpy(rows).std(axis=(1, 2, 3)), 1, rtol=1e-5)
+    np.testing.assert_allclose(kernel_device.to_numpy(long).std(axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(kernel_device.to_numpy(tiles).std(axis=(2, 3)), 1, rtol=1e-5)
 
 
@@ -314,6 +340,7 @@ def test_bits_do_not_depend_on_the_order_of_blocks(kernel_device: Backend) -> No
         pytest.skip("only the emulated device has orders")
     images, residual, g = (on(kernel_device, normal(4, 8, 9, 7, last=True)) for _ in range(3))
     rows, along = (on(kernel_device, normal(70, 40)) for _ in range(2))
+    long = on(kernel_device, normal(3, norm_kernels.LONGEST + 4))
     channel, row = (on(kernel_device, normal(*s)) for s in ((8, 1, 1), (40,)))
     results = []
     for options in ({}, {"order": "reverse", "late": True}, *({"order": "random", "seed": seed} for seed in (3, 4))):
@@ -322,6 +349,7 @@ def test_bits_do_not_depend_on_the_order_of_blocks(kernel_device: Backend) -> No
             y = norm.normalize_relu(images, channel, channel, residual, **how)
             found = [y, *norm.normalize_relu_grad(g, y, images, channel, channel, **how, statistics=None, added=True)]
             found += norm.normalize_grad(along, rows, row, axes=(1,), eps=1e-5)
+            found += norm.normalize_grad(long, long, None, axes=(1,), eps=1e-5)
             found.append(norm.group_norm(images, 2, channel.reshape(-1), channel.reshape(-1), eps=1e-5))
             found += norm.normalize_grad(g, images, channel, axes=(2, 3), eps=1e-5)
             results.append([kernel_device.to_numpy(a).tobytes() for a in found])
