@@ -949,6 +949,11 @@ _ONE_HOLDER = _holders_of_base(np.empty(2)[:])  # the view; what counting itself
 _observers: list[None] = []  # not empty once there was a hook, and while anybody looks on: else nobody is asked for
 
 
+def is_watched() -> bool:
+    """Whether somebody looks at every op of this thread, so that none may be left out."""
+    return bool(_observers) and _mode.watch is not None
+
+
 class Handle:
     """What registering a hook returns; `remove()` takes the hook away, as does leaving a `with` block."""
 

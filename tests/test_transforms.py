@@ -425,8 +425,17 @@ def test_vmap_refuses_what_it_cannot_do() -> None:
         gn.vmap(lambda x: x.sum(axis=1))(x)
     with pytest.raises(ShapeError, match=r"an array of shape \(4,\) cannot be given the shape"):
         gn.vmap(lambda x: x.reshape(3, 2))(x)
-    with pytest.raises(ShapeError, match="inner dimensions"):
+    with pytest.raises(ShapeError, match=r"inner.*inside vmap over 3 samples, each.*given \(4,\) float64 and \(3, 4\)"):
         gn.vmap(lambda x: x @ gn.ones((3, 4), dtype=gn.float64))(x)
+
+    def write_to_view(x: Any) -> Any:
+        y = x * 2
+        z = y[1:]
+        z += 1
+        return y
+
+    with pytest.raises(GradientError, match="shares memory with another tensor"):
+        gn.vmap(write_to_view)(x)
     outside.requires_grad = True
     with pytest.raises(GradientError, match="inside vmap"):
         gn.vmap(lambda x: _Own.apply(x * outside))(x)
@@ -718,6 +727,11 @@ def test_anomaly_lets_pass_what_is_put_in_and_ends() -> None:
     assert np.isfinite(x.grad.numpy()).all()
     with np.errstate(all="ignore"):
         assert np.isinf(gn.log(x * 0.0).detach().numpy()).all()
+
+        model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
+        model[0].weight.data[:] = 1e38
+        with pytest.raises(FloatingPointError, match="linear_relu made the first"), gn.detect_anomaly(), gn.no_grad():
+            model(gn.full((2, 3), 1e30))
 
         @gn.detect_anomaly()
         def f() -> None:

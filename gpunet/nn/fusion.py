@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpunet.autograd import is_grad_enabled
+from gpunet.autograd import is_grad_enabled, is_watched
 from gpunet.backends import backend_of_type
 from gpunet.backends.native import library
 from gpunet.errors import ShapeError
@@ -39,7 +39,7 @@ def call_next(modules: Sequence[Module], start: int, x: Any) -> tuple[Any, int]:
     module = modules[start]
     call = _FIRST.get(type(module))
     if call is not None and isinstance(x, Tensor):
-        if not is_grad_enabled() and type(x.data) is np.ndarray:
+        if not is_grad_enabled() and type(x.data) is np.ndarray and not is_watched():
             data, end = _compute(modules, start, x.data)
             if end > start:
                 return Tensor._wrap(data), end

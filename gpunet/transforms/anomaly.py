@@ -73,11 +73,11 @@ class detect_anomaly(ContextDecorator):
         return y
 
     def _backward(self, node: Node, g: Any, pending: dict[Node, Any], inputs: Any, step: Any) -> None:
-        self._paused = True
+        before, self._paused = self._paused, True
         try:
             step()
         finally:
-            self._paused = False
+            self._paused = before
         found = [(i, n) for i, n in enumerate(inputs) if n is not None and n in pending]
         given = [v for v in (g if isinstance(g, tuple) else (g,)) if v is not None]
         for i, n in found:

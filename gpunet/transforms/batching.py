@@ -23,7 +23,7 @@ from gpunet.errors import DTypeError, GradientError, ShapeError
 from gpunet.ops import matmul as products
 from gpunet.ops import shape as sh
 from gpunet.ops.elementwise import relu
-from gpunet.ops.op import Op
+from gpunet.ops.op import Op, describe
 from gpunet.ops.reduce import sum
 from gpunet.tensor import Tensor
 from gpunet.transforms import trees
@@ -49,7 +49,13 @@ class Batched(Tracer):
         mapped = [isinstance(a, Batched) and a.level == level for a in args]
         values = [a.inner if many else a for a, many in zip(args, mapped)]
         call = Call(op, values, mapped, {**op.defaults, **params}, n)
-        found = call.run()
+        try:
+            found = call.run()
+        except (ShapeError, DTypeError, IndexError) as error:
+            if "inside vmap" in str(error):
+                raise
+            what = f"{error} (inside vmap over {n} samples, each of which was given {describe(args)})"
+            raise type(error)(what) from error
         if isinstance(found, tuple):
             outs = tuple(batched(y, level) for y in found)
         else:
