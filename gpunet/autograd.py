@@ -237,7 +237,7 @@ def record(op: Op, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
         node.shape = y.shape
         node.dtype = y.dtype
         node.inputs = nodes
-        node.saved = args if op.keeps_all else _saved(op, args, nodes)
+        node.saved = args if op.keeps_all and None not in nodes else _saved(op, args, nodes)
         node.params = params
         node.output = y if op.keeps_output else None
         node.memory = node.grad = None
@@ -312,9 +312,9 @@ def _operator(op: Op) -> Callable[[Tensor, Any], Any]:
         if (first is None and second is None) or (_blocks and not _mode.enabled[-1]) or y.dtype.kind not in SMOOTH:
             out._node = None
             return out
-        out._node = node = _new(kind_of_node)
+        out._node = node = _new(kind_of_node if first is not None and second is not None else Node)
         node.inputs = inputs = (first, second)
-        if keeps_all:
+        if keeps_all and first is not None and second is not None:
             node.saved = (a, b)
         else:
             node.saved = inputs if keeps_none and None not in inputs else _saved(op, (a, b), inputs)
@@ -345,8 +345,16 @@ def _saved(op: Op, args: tuple[Any, ...], nodes: Sequence[Any]) -> Sequence[Any]
     """What to keep of the arguments: those whose values the derivative needs; of the others, what has their shape."""
     if op.keeps_none and None not in nodes:
         return nodes
+    if op.keeps_all and not op.needs:
+        return args
     saved = list(args)
-    for i in op.drops if not op.variadic else [i for i in range(len(args)) if not op.keeps[min(i, op.arity - 1)]]:
+    drops: Iterable[int] = op.drops
+    if op.variadic:
+        drops = [i for i in range(len(args)) if not op.keeps[min(i, op.arity - 1)]]
+    elif op.needs and None in nodes:  # such as x * 2.0, whose derivative does not need x
+        needed = {i for node, needs in zip(nodes, op.needs) if node is not None for i in needs}
+        drops = [i for i in range(len(args)) if i not in needed]
+    for i in drops:
         node = nodes[i]
         if node is not None:
             saved[i] = node

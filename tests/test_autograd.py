@@ -638,3 +638,21 @@ def test_writing_in_place_keeps_the_type(device: str) -> None:
     z = x * 1.0
     with pytest.raises(DTypeError, match="multiply: cannot write a result of complex128 to an array of float32"):
         z *= gn.tensor(np.ones(3, complex), device=device, requires_grad=True)
+
+
+def test_only_what_a_derivative_needs_is_kept(device: str) -> None:
+    """x * c, with c a number or without a gradient, does not keep x."""
+    x = gn.tensor(np.ones(4), device=device, requires_grad=True)
+    for c in (2.0, gn.asarray(np.full(4, 2.0), device=device)):
+        inner = x + 1.0
+        kept = weakref.ref(inner)
+        y = inner * c
+        del inner
+        assert kept() is None
+        (g,) = gn.grad(y.sum(), [x], create_graph=True)
+        assert g.tolist() == [2.0] * 4
+    inner = x + 1.0
+    kept = weakref.ref(inner)
+    y = inner * x
+    del inner
+    assert kept() is not None

@@ -195,7 +195,8 @@ _FIRST: dict[type, Callable[[Sequence[Module], int, Tensor, str], tuple[Tensor, 
 
 def _is_plain(module: Module) -> bool:
     own = module.__dict__
-    return not any(own.get(hooks) for hooks in ("_hooks", "_pre_hooks", "_backward_hooks")) and "forward" not in own
+    has_hooks = own.get("_hooks") or own.get("_pre_hooks") or own.get("_backward_hooks")
+    return not has_hooks and "forward" not in own
 
 
 def _activation(module: Module) -> str | None:

@@ -186,6 +186,7 @@ class Op:
         self.keeps: tuple[bool, ...] = ()  # for each input: whether the derivative needs its value
         self.drops: tuple[int, ...] = ()  # numbers of the inputs whose values it does not need
         self.keeps_all = self.keeps_none = False
+        self.needs: tuple[tuple[int, ...], ...] = ()  # with `derivatives`: for each, numbers of the inputs it needs
         self.kernels: list[Kernel] = []
         self.in_place: Callable[[Any, Any], bool] | None = None  # a kernel that does what `write` does, if it can
         self.implementations: dict[type, Callable[..., Any]] = {}
@@ -267,6 +268,7 @@ class Op:
 
         self.derivative = derivative if len(derivatives) > 1 else derivatives[0]
         self.derivatives = derivatives
+        self.needs = tuple(tuple(i for i, need in enumerate(row[3:]) if need) for row in needed)
         self.passes_on = all(d is pass_on for d in derivatives)
         self._keep(keeps)
 
