@@ -24,6 +24,12 @@ from gpunet.ops.op import Op, Traced, kernel_launcher
 _MOST_PARTS = 48  # functors in a chain
 
 
+class _Real:
+    """What a formula may know of a type: no kernel knows complex numbers, so that a chain is of real ones."""
+
+    kind = "f"
+
+
 class Symbol:
     """An array in a formula that is being noted.
 
@@ -33,6 +39,7 @@ class Symbol:
     """
 
     __slots__ = ("functor", "parts")
+    dtype = _Real
 
     def __init__(self, functor: str, *parts: Any) -> None:
         self.functor = functor
@@ -173,8 +180,8 @@ def _symbolic_ops() -> None:
 
 @lru_cache(maxsize=1024)
 def _noted(formula: Callable[..., Any], arguments: tuple[Any, ...], params: tuple[Any, ...]) -> Any:
-    """The entries of what a formula gives, each a Chain, None, or the number of the argument that is passed on; None if
-    they are not all of that kind.
+    """The entries of what a formula gives, each a Chain, None, the number of the argument that is passed on, or
+    Ellipsis for one that cannot be made of these arguments; None if they are not all of that kind.
 
     Args:
         formula: called with (xp, *arguments, **params).
@@ -187,20 +194,30 @@ def _noted(formula: Callable[..., Any], arguments: tuple[Any, ...], params: tupl
         symbols.append(a.value if type(a) is Number else Symbol("", i) if a is Symbol else a and _Unknown())
     try:
         given = formula(_Functions(), *symbols, **dict(params))
-        entries = [e() if callable(e) else e for e in (given if type(given) is tuple else (given,))]
+        entries = [_entry(e) for e in (given if type(given) is tuple else (given,))]
     except Exception:  # it does what no chain does; running it will say what is wrong, if something is
         return None
     found: list[Any] = []
     for entry in entries:
         if type(entry) is Symbol and not entry.functor:
             found.append(entry.parts[0])
+        elif entry is ...:
+            found.append(entry)
         elif entry is None or type(entry) is Symbol:
             found.append(None if entry is None else _written(entry))
             if entry is not None and found[-1] is None:
                 return None
         else:
             return None
-    return tuple(found)
+    return None if all(entry is ... for entry in found) else tuple(found)
+
+
+def _entry(given: Any) -> Any:
+    """An entry; Ellipsis where it needs a value that was not kept, as nobody wants it."""
+    try:
+        return given() if callable(given) else given
+    except Exception:
+        return ...
 
 
 def _kind(a: Any) -> Any:
@@ -226,11 +243,11 @@ def differentiate(derivative: Callable[..., Any], xp: Any, arguments: tuple[Any,
         return derivative(xp, *arguments, **params)
 
     def computed(place: int, entry: Any) -> Any:
-        if not isinstance(entry, Chain):
+        if not isinstance(entry, Chain) and entry is not ...:
             return None if entry is None else arguments[entry]
 
         def run() -> Any:
-            y = entry.run(launcher, arguments)
+            y = NotImplemented if entry is ... else entry.run(launcher, arguments)
             if y is not NotImplemented:
                 return y
             whole = derivative(xp, *arguments, **params)
