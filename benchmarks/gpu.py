@@ -57,7 +57,7 @@ STAGES = {
     "ceilings": Stage(hardware.ceilings, 0.5),
     "overhead": Stage(hardware.overhead, 0.5),
     "correctness": Stage(correctness.correctness, 5),
-    "sanitizer": Stage(correctness.sanitizer, 2),
+    "sanitizer": Stage(correctness.sanitizer, 3),
     "tune": Stage(tuning.tune, 7),
     "matmul": Stage(comparison.matmul, 4.5),
     "convolution": Stage(layers.convolution, 4),

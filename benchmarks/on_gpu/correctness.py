@@ -95,6 +95,9 @@ _TESTS = [
     "tests/kernels",
     "tests/ops",
     "tests/nn",
+    "tests/optim",
+    "tests/test_autograd.py",
+    "tests/test_standard.py",
     "tests/backends/test_cupy.py",
     "tests/backends/test_cupy_launcher.py",
 ]
@@ -121,30 +124,41 @@ def _run_tests(run: Run) -> None:
     run.facts(pytest_log=log[-20000:])
 
 
+# What is watched: products of every type and layout, and the programs that the compilers' sanitizers watch in CI.
+_WATCHED = [
+    "benchmarks.on_gpu.correctness",
+    *(f"tests.kernels.sanitized_{family}" for family in ("conv", "layers", "rows", "elements", "training")),
+]
+
+
 def sanitizer(run: Run) -> None:
-    """Small products under NVIDIA's compute-sanitizer: memory errors, races in shared memory, misused barriers."""
-    run.table(Column("tool", "", 12), Column("result", "", 100))
-    program = find_sanitizer()
-    if program is None and not run.dry:
+    """Kernels on small arrays under NVIDIA's compute-sanitizer: memory errors, races in shared memory, misused
+    barriers."""
+    run.table(Column("tool", "", 12), Column("program", "", 32), Column("result", "", 80))
+    found = find_sanitizer()
+    if found is None and not run.dry:
         run.row(tool="(none)", result="compute-sanitizer was not found: neither on the PATH nor in /usr/local/cuda*")
         return
     device = "emulated" if run.dry else "cuda"
-    check = [sys.executable, "-m", "benchmarks.on_gpu.correctness", "--device", device]
-    tools = ["memcheck", "racecheck", "synccheck"]
-    if run.dry:
-        tools, program = ["(none)"], None
-    for i, tool in enumerate(tools):
-        limit = max(run.seconds_left / (len(tools) - i), 30)
-        if not run.begin(tool, seconds=limit + 10):
+    tools = ["(none)"] if run.dry else ["memcheck", "racecheck", "synccheck"]
+    pairs = [(tool, program) for program in _WATCHED for tool in tools]
+    for i, (tool, program) in enumerate(pairs):
+        limit = max(run.seconds_left / (len(pairs) - i), 30)
+        if run.is_over or not run.begin(f"{tool} {program}", seconds=limit + 10):
             continue
-        prefix = [] if program is None else [program, "--tool", tool, "--error-exitcode", "9"]
-        status, log = _run([*prefix, *check, "--seconds", "0" if run.dry else f"{limit - 15:.0f}"], limit)
-        lines = [line for line in log.splitlines() if "ERROR SUMMARY" in line or "hazard" in line or "checked" in line]
+        prefix = [] if run.dry else [str(found), "--tool", tool, "--error-exitcode", "9"]
+        command = [*prefix, sys.executable, "-m", program, "--device", device]
+        if program == _WATCHED[0]:
+            command += ["--seconds", "0" if run.dry else f"{limit - 15:.0f}"]
+        status, log = _run(command, limit)
+        lines = [
+            line for line in log.splitlines() if any(w in line for w in ("ERROR SUMMARY", "hazard", "checked", "ran"))
+        ]
         result = f"stopped after {limit:.0f} s" if status is None else "; ".join(lines[-2:]) or f"exit status {status}"
         if status:
-            run.fails(tool, result)
-        run.row(tool=tool, result=result)
-        run.facts(**{f"{tool}_log": log[-6000:]})
+            run.fails(f"{tool} {program}", result)
+        run.row(tool=tool, program=program, result=result)
+        run.facts(**{f"{tool} {program}": log[-6000:]})
 
 
 def find_sanitizer() -> str | None:

@@ -5,9 +5,11 @@ python -m tests.kernels.sanitized
 
 from __future__ import annotations
 
-from gpunet.backends import Device, get_backend
-from gpunet.backends.emulated import emulation, prebuild
+from functools import partial
+
+from gpunet.backends.emulated import prebuild
 from tests.kernels.test_matmul import Case, check, choices, operands
+from tests.kernels.watched import Watched
 
 # Sizes that leave ragged edges along each axis, and a second step or round of the ring along K.
 CASES = [
@@ -26,17 +28,17 @@ TILES = {"simt 32x32", "mma 64x64", "wgmma 64x64", "vector"}
 
 
 def main() -> None:
-    backend = get_backend(Device("emulated"))
+    watched = Watched()
+    backend = watched.backend
+    architecture = backend.launcher("matmul").architecture  # type: ignore[misc]
     work = []
     for case in CASES:
         a, b = operands(case, backend)
-        work += [(case, c, a, b) for c in choices(case, a, b, backend, "sm_90a") if c.tile in TILES]
-    prebuild([choice.variant for _, choice, _, _ in work])
-    for case, choice, a, b in work:
-        for order, late in (("forward", False), ("random", True)):
-            with emulation(order=order, late=late, processors=2):
-                check(case, choice, a, b, backend)
-    print(f"{len({choice.variant for _, choice, _, _ in work})} kernels ran")
+        work += [(case, c, a, b) for c in choices(case, a, b, backend, architecture) if c.tile in TILES]
+    if watched.is_emulated:
+        prebuild([choice.variant for _, choice, _, _ in work])
+    watched.run(*(partial(check, *item, backend) for item in work), late=True)
+    watched.end()
 
 
 if __name__ == "__main__":

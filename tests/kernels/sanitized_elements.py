@@ -6,67 +6,54 @@ python -m tests.kernels.sanitized_elements
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-import gpunet as gn
-from gpunet.backends import Device, get_backend
-from gpunet.backends.emulated import emulation
 from gpunet.ops import elementwise as ew
 from gpunet.ops import index, random, reduce, shape
+from tests.kernels.watched import Watched
+
+watched = Watched()
+on = watched.on
 
 rng = np.random.default_rng(0)
 
 
-def main() -> None:
-    backend = get_backend(Device("emulated"))
-
-    def on(x: Any) -> Any:
-        return backend.from_numpy(np.asarray(x), Device("emulated"))
-
+def work() -> None:
     x, row = on(rng.standard_normal((5, 37)).astype(np.float32)), on(rng.standard_normal(37).astype(np.float32))
     half, image = on(np.ones((3, 21), np.float16)), on(rng.standard_normal((2, 9, 6, 4)).astype(np.float32))
     indices, tall = on(rng.integers(-5, 5, 75)), on(rng.standard_normal((1500, 3)).astype(np.float32))
     key = random.Key(1, (2, 3, 4), 5)
-    log: list[Any] = []
-
-    def work() -> None:
-        ew.add(x, row)
-        ew.add(x, x)
-        ew.where(ew.greater(half, 0), half, 2.0)
-        ew.gelu_grad(image, image.transpose(0, 1, 3, 2).copy().transpose(0, 1, 3, 2), approximate="none")
-        for axis in (0, 1, None):
-            reduce.sum(x, axis=axis)
-            reduce.argmax(tall, axis=axis)
-        reduce.var(image, axis=(0, 2, 3))
-        reduce.max(image.transpose(0, 3, 1, 2), axis=(2, 3))
-        reduce.cumulative_sum(tall, axis=0, include_initial=True)
-        reduce.cumulative_sum(tall, axis=1)
-        random.dropout(x[:, 1:], p=0.5, key=key)
-        random.normal(key, (37,), 0.0, 1.0, np.dtype(np.float32), Device("emulated"))
-        random.integers(key, (37,), 0, 9, np.dtype(np.int32), Device("emulated"))
-        index.take(x, indices, axis=0)
-        index.getitem(x, key=(indices[:7], indices[7:14]))
-        index._scatter(on(np.ones((75, 37), np.float32)), key=(indices,), shape=x.shape)
-        index._scatter(on(np.ones(75, np.float32)), key=(indices, indices), shape=x.shape)
-        index.take_along_axis(x, indices[:10].reshape(5, 2), axis=1)
-        index._scatter_along(x[:, :2], indices[:10].reshape(5, 2), axis=1, shape=x.shape)
-        index.getitem(x, key=ew.greater(x, 0.0))
-        index._scatter(index.getitem(x, key=ew.greater(row, 0.0)[:5]), key=ew.greater(row, 0.0)[:5], shape=x.shape)
-        index.argsort(tall, axis=0, descending=True, stable=True)
-        index.one_hot(indices, num_classes=5, dtype=None)
-        shape.pad(image, pad_width=3, mode="reflect", constant_values=0)
-        shape.roll(x, shift=3, axis=1)
-        shape.tril(x, k=1)
-        shape.concat([x, x], axis=1)
-        shape.reshape(x.T, shape=(-1,))
-
-    for order in ("forward", "random"):
-        with gn.kernels("force"), emulation(order=order, processors=2, log=log):
-            work()
-    print(f"{len({name for name, _ in log})} kernels ran")
+    ew.add(x, row)
+    ew.add(x, x)
+    ew.where(ew.greater(half, 0), half, 2.0)
+    ew.gelu_grad(image, image.transpose(0, 1, 3, 2).copy().transpose(0, 1, 3, 2), approximate="none")
+    for axis in (0, 1, None):
+        reduce.sum(x, axis=axis)
+        reduce.argmax(tall, axis=axis)
+    reduce.var(image, axis=(0, 2, 3))
+    reduce.max(image.transpose(0, 3, 1, 2), axis=(2, 3))
+    reduce.cumulative_sum(tall, axis=0, include_initial=True)
+    reduce.cumulative_sum(tall, axis=1)
+    random.dropout(x[:, 1:], p=0.5, key=key)
+    random.normal(key, (37,), 0.0, 1.0, np.dtype(np.float32), watched.device)
+    random.integers(key, (37,), 0, 9, np.dtype(np.int32), watched.device)
+    index.take(x, indices, axis=0)
+    index.getitem(x, key=(indices[:7], indices[7:14]))
+    index._scatter(on(np.ones((75, 37), np.float32)), key=(indices,), shape=x.shape)
+    index._scatter(on(np.ones(75, np.float32)), key=(indices, indices), shape=x.shape)
+    index.take_along_axis(x, indices[:10].reshape(5, 2), axis=1)
+    index._scatter_along(x[:, :2], indices[:10].reshape(5, 2), axis=1, shape=x.shape)
+    index.getitem(x, key=ew.greater(x, 0.0))
+    index._scatter(index.getitem(x, key=ew.greater(row, 0.0)[:5]), key=ew.greater(row, 0.0)[:5], shape=x.shape)
+    index.argsort(tall, axis=0, descending=True, stable=True)
+    index.one_hot(indices, num_classes=5, dtype=None)
+    shape.pad(image, pad_width=3, mode="reflect", constant_values=0)
+    shape.roll(x, shift=3, axis=1)
+    shape.tril(x, k=1)
+    shape.concat([x, x], axis=1)
+    shape.reshape(x.T, shape=(-1,))
 
 
 if __name__ == "__main__":
-    main()
+    watched.run(work)
+    watched.end()

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-import gpunet as gn
-from gpunet.backends import Device, get_backend
-from gpunet.backends.emulated import emulation
 from gpunet.ops import norm, norm_kernels, pool
+from tests.kernels.watched import Watched
+
+watched = Watched()
 
 
 def array(*shape: int, last: bool = False) -> Any:
     values = np.sin(np.arange(math.prod(shape))).astype("float32").reshape(shape)
     if last:
         values = np.moveaxis(np.ascontiguousarray(np.moveaxis(values, 1, -1)), -1, 1)
-    return get_backend(Device("emulated")).from_numpy(values, Device("emulated"))
+    return watched.on(values)
 
 
 def pooling() -> None:
@@ -57,14 +57,6 @@ def normalization() -> None:
     norm.normalize_grad(x, x, weight, axes=(2, 3), eps=1e-5)
 
 
-def main() -> None:
-    log: list[Any] = []
-    for order in ("forward", "random"):
-        with gn.kernels("force"), emulation(order=order, processors=2, log=log):
-            pooling()
-            normalization()
-    print(f"{len({expression for expression, _grid in log})} kernels ran")
-
-
 if __name__ == "__main__":
-    main()
+    watched.run(pooling, normalization)
+    watched.end()

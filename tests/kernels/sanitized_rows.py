@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 
-import gpunet as gn
-from gpunet.backends.emulated import emulation
 from gpunet.ops import loss, softmax
 from gpunet.ops.attention import attention, attention_grad
 from gpunet.ops.random import Key
+from tests.kernels.watched import Watched
+
+watched = Watched()
 
 rng = np.random.default_rng(0)
 
 
 def on(*arrays: Any) -> list[Any]:
-    return [gn.asarray(a, device="emulated").data for a in arrays]
+    return [watched.on(a) for a in arrays]
 
 
 def watch_softmax() -> None:
@@ -53,15 +54,6 @@ def watch_attention() -> None:
         attention_grad(got[0], None, *got, *arrays, mask, **options)
 
 
-def main() -> None:
-    log: list[Any] = []
-    for order, late in (("forward", False), ("random", True)):
-        with emulation(order=order, late=late, processors=2, log=log), gn.kernels("force"):
-            watch_softmax()
-            watch_losses()
-            watch_attention()
-    print(f"{len({expression for expression, _ in log})} kernels ran")
-
-
 if __name__ == "__main__":
-    main()
+    watched.run(watch_softmax, watch_losses, watch_attention, late=True)
+    watched.end()

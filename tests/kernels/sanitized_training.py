@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-import gpunet as gn
-from gpunet.backends import Device, get_backend
-from gpunet.backends.emulated import emulation, prebuild
+from gpunet.backends.emulated import prebuild
 from gpunet.ops import optimizer, recurrent
+from tests.kernels.watched import Watched
+
+watched = Watched()
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 # Of the others, the threads do the same.
@@ -31,12 +32,11 @@ KERNELS = [
 
 def array(*shape: int, dtype: str = "float32") -> Any:
     values = np.linspace(-1, 1, math.prod(shape)).reshape(shape)
-    return get_backend(Device("emulated")).from_numpy(values.astype(dtype), Device("emulated"))
+    return watched.on(values.astype(dtype))
 
 
 def run(op: Any, *args: Any, **params: Any) -> Any:
-    with gn.kernels("force"):
-        return op.implementation(type(array(1)))(*args, **params)
+    return op.implementation(type(array(1)))(*args, **params)
 
 
 def optimize() -> None:
@@ -68,20 +68,17 @@ def recur(cell: str, units: int) -> None:
     run(getattr(recurrent, f"{cell}_grad"), *ys, *(ys[1:] if cell == "lstm" else ys), states[-1], weight, **last)
 
 
-def main() -> None:
-    variants = [*optimizer._variants(), *recurrent._variants()]
-    prebuild([v for v in variants if v.expression in KERNELS])
-    log: list[tuple[str, tuple[int, int, int]]] = []
-    for order in ("forward", "random"):
-        with emulation(order=order, processors=2, log=log):
-            optimize()
-            for cell in GATES:
-                recur(cell, 4)
-            recur("lstm", 3)
-    missing = set(KERNELS) - {expression for expression, _grid in log}
-    assert not missing, missing
-    print(f"{len(KERNELS)} kernels ran")
+def recur_all() -> None:
+    for cell in GATES:
+        recur(cell, 4)
+    recur("lstm", 3)
 
 
 if __name__ == "__main__":
-    main()
+    if watched.is_emulated:
+        variants = [*optimizer._variants(), *recurrent._variants()]
+        prebuild([v for v in variants if v.expression in KERNELS])
+    watched.run(optimize, recur_all)
+    missing = set(KERNELS) - {expression for expression, _grid in watched.log} if watched.is_emulated else set()
+    assert not missing, missing
+    watched.end()

@@ -8,6 +8,7 @@ from tests.backends.sanitizers import run_under
 
 SECONDS = {  # that each program may take
     "sanitized": 900,  # matrix products
+    "sanitized_conv": 900,  # convolutions
     "sanitized_training": 300,  # optimizers and recurrent networks
     "sanitized_elements": 300,  # elementwise ops, reductions and indexing
     "sanitized_rows": 600,  # softmax, losses and attention
