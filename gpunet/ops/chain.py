@@ -25,7 +25,7 @@ _MOST_PARTS = 48  # functors in a chain
 
 
 class _Real:
-    """What a formula may know of a type: no kernel knows complex numbers, so that a chain is of real ones."""
+    """What a formula may know of a type: chains are of real numbers, as the kernels are."""
 
     kind = "f"
 
@@ -221,12 +221,14 @@ def _entry(given: Any) -> Any:
 
 
 def _kind(a: Any) -> Any:
-    """What a formula is told of an argument: its value if it is a number or None, else whether it is an array."""
+    """What a formula is told of an argument: its value if it is a number or None, else whether it is an array of real
+    numbers."""
     if a is None:
         return None
     if type(a) in (int, float, bool):
         return Number(a)
-    return Symbol if hasattr(a, "strides") and not isinstance(a, np.generic) and type(a) is not np.ndarray else _Unknown
+    is_array = hasattr(a, "strides") and not isinstance(a, np.generic) and type(a) is not np.ndarray
+    return Symbol if is_array and a.dtype.kind != "c" else _Unknown
 
 
 def differentiate(derivative: Callable[..., Any], xp: Any, arguments: tuple[Any, ...], params: dict[str, Any]) -> Any:

@@ -14,6 +14,8 @@ from gpunet.ops import chain
 from gpunet.ops import elementwise as ew
 from gpunet.ops.chain import Number, Symbol
 from gpunet.ops.op import op
+from tests.ops.test_complex import CASES as COMPLEX
+from tests.ops.test_complex import check, gradient_of
 
 rng = np.random.default_rng(0)
 
@@ -119,3 +121,10 @@ def test_no_chain_runs_as_it_is(kernel_device: Backend) -> None:
     complicated = on(kernel_device, np.array([1j, 2]))
     double = chain.fused(lambda xp, a: a * 2)
     np.testing.assert_array_equal(kernel_device.to_numpy(double(np, complicated)), [2j, 4])
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+def test_complex_derivatives_are_no_chains(name: str, kernel_device: Backend) -> None:
+    f, arrays = COMPLEX[name]
+    check(f, arrays, kernel_device.name)
+    check(*gradient_of(f, arrays, kernel_device.name), kernel_device.name)
