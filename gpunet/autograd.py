@@ -290,7 +290,6 @@ def _operator(op: Op) -> Callable[[Tensor, Any], Any]:
     implementations, keeps_all, keeps_none, keeps_output = (
         op.implementations, op.keeps_all, op.keeps_none, op.keeps_output
     )  # fmt: skip
-    kind_of_node = Pair if keeps_all else Node
 
     def operator(a: Tensor, b: Any) -> Any:
         if not isinstance(b, Tensor):
@@ -312,12 +311,15 @@ def _operator(op: Op) -> Callable[[Tensor, Any], Any]:
         if (first is None and second is None) or (_blocks and not _mode.enabled[-1]) or y.dtype.kind not in SMOOTH:
             out._node = None
             return out
-        out._node = node = _new(kind_of_node if first is not None and second is not None else Node)
-        node.inputs = inputs = (first, second)
+        inputs = (first, second)
         if keeps_all and first is not None and second is not None:
+            node: Node = _new(Pair)
             node.saved = (a, b)
         else:
+            node = _new(Node)
             node.saved = inputs if keeps_none and None not in inputs else _saved(op, (a, b), inputs)
+        out._node = node
+        node.inputs = inputs
         node.op = op
         node.shape = y.shape
         node.dtype = y.dtype
@@ -383,7 +385,7 @@ def _wrap_several(op: Op, args: Any, params: Any, ys: tuple[Any, ...], nodes: Se
     whole = None
     if op.derivative is not None and _mode.enabled[-1] and any(node is not None for node in nodes):
         whole = Node(op, (), ys[0].dtype, nodes)
-        whole.params, whole.saved = params, args if op.keeps_all else _saved(op, args, nodes)
+        whole.params, whole.saved = params, _saved(op, args, nodes)
         if op.keeps_output:
             whole.output, whole.memory = ys, Memory(())  # one record of writes for all outputs
     outs = []

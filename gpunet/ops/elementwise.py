@@ -522,9 +522,7 @@ def _(xp, g, y, _x, *, min_val, max_val):
 @op
 def sigmoid(xp, x):
     """1 / (1 + exp(-x)), computed as (1 + tanh(x / 2)) / 2, which cannot overflow."""
-    if x.dtype.kind in "iub":
-        x = xp.astype(x, default_dtype())
-    return 0.5 * xp.tanh(0.5 * x) + 0.5
+    return 0.5 * xp.tanh(0.5 * _as_floating(xp, x)) + 0.5
 
 
 @sigmoid.vjp
@@ -580,8 +578,7 @@ _one_pass(silu_grad, lambda native: native.silu_grad)
 def erf(xp, x):
     """The error function, 2/sqrt(pi) times the integral of exp(-t²) from 0 to x. Relative error: 3e-7 in float32
     (tanh of an odd polynomial, fitted for this), 5e-15 in float64 (the series 7.1.6 of Abramowitz and Stegun)."""
-    if x.dtype.kind in "iub":
-        x = xp.astype(x, default_dtype())
+    x = _as_floating(xp, x)
     if x.dtype != "float64":
         z = xp.clip(x, -4.0, 4.0)
         u = z * z
