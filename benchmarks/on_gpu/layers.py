@@ -39,6 +39,7 @@ class Case:
         classes: the layer is a loss, with targets below this.
         words: the input is integers below this.
         flops: of a pass forward, where arithmetic is what takes the time; in attention, backward has 2.5 times as many.
+        bar: for best torch / gpunet, where arithmetic is what takes the time; else 0.9 of a copy's rate is asked for.
         saved: what backward has to read beside the gradient: "input", "output", "offsets" (a byte per output), or "".
     """
 
@@ -50,6 +51,7 @@ class Case:
     classes: int = 0
     words: int = 0
     flops: float = 0.0
+    bar: float | None = None
     saved: str = "input"
 
     @property
@@ -98,12 +100,12 @@ def _convolution(batch: int, sizes: tuple[int, int, int, int, int], compute: str
         return nn.Sequential(nn.Conv2d(channels, outputs, kernel, stride, kernel // 2), nn.ReLU())
 
     shape = (batch, channels, size, size)
-    yield Case(f"{name} +bias+relu", fused, shape, (FORWARD,), compute, flops=flops)
+    yield Case(f"{name} +bias+relu", fused, shape, (FORWARD,), compute, flops=flops, bar=1.0)
     grads = (INPUT_GRAD, WEIGHT_GRAD) if channels > 3 else (WEIGHT_GRAD,)
     yield Case(name, bare, shape, (FORWARD, *grads), compute, flops=flops)
 
 
-def convolutions(run: Run) -> Iterator[Case]:
+def convolution_cases(run: Run) -> Iterator[Case]:
     if run.dry:
         yield from _convolution(2, (8, 8, 3, 2, 6), "float32")
         return
@@ -123,7 +125,7 @@ class _Attention:
         return self._attend(x[0], x[1], x[2])
 
 
-def layers(run: Run) -> Iterator[Case]:
+def layer_cases(run: Run) -> Iterator[Case]:
     """Layers that move memory, and attention."""
     images, small = ((2, 8, 6, 6), (2, 16, 3, 3)) if run.dry else ((32, 64, 112, 112), (32, 2048, 7, 7))
     normed = (2, 8, 4, 4) if run.dry else (32, 256, 56, 56)
@@ -161,7 +163,7 @@ def layers(run: Run) -> Iterator[Case]:
 # --- who computes them
 
 
-def _library(layer: Any, x: Any, target: Any) -> Any:
+def _applied(layer: Any, x: Any, target: Any) -> Any:
     return layer(x) if target is None else layer(x, target)
 
 
@@ -243,7 +245,7 @@ def _with_gpunet(inputs: Inputs, which: str, dtype: str | None = None) -> tuple[
     for x in xs:
         x.requires_grad = x_wants
     target = None if inputs.target is None else gn.asarray(inputs.target)
-    run = partial(_library, layer, target=target)
+    run = partial(_applied, layer, target=target)
     if which == FORWARD:
 
         def result() -> list[Any]:
@@ -299,7 +301,7 @@ def _with_torch(inputs: Inputs, which: str) -> list[Contender]:
         if not case.words:
             xs = [x.detach().requires_grad_(x_wants) for x in xs]
         target = None if inputs.target is None else machine.as_torch(inputs.target)
-        run = partial(_library, layer, target=target)
+        run = partial(_applied, layer, target=target)
         name = "torch" if len(case.shape) != 4 else "channels_last" if channels_last else "NCHW"
         if which == FORWARD:
             found.append(Contender(name, [partial(run, x) for x in xs]))
@@ -351,14 +353,14 @@ def _columns(rate: str) -> Sequence[Column]:
 def convolution(run: Run) -> None:
     """ResNet-50's convolutions at batch 32 beside PyTorch's in both of its layouts: TFLOP/s, best torch / gpunet."""
     run.table(*_columns("TFLOP/s"))
-    _measure(run, convolutions(run))
+    _measure(run, convolution_cases(run))
 
 
 def memory_bound(run: Run) -> None:
     """Pooling, normalizations, softmax, losses, dropout and Adam: GB/s, the share of a copy's rate and PyTorch's time;
     attention: TFLOP/s."""
     run.table(*_columns("rate"))
-    _measure(run, layers(run))
+    _measure(run, layer_cases(run))
     if not run.is_over and not run.has(case="adam") and run.begin("adam"):
         _adam(run)
     judged = [row for row in run.rows if row["verdict"]]
@@ -390,8 +392,7 @@ def _compare(run: Run, case: Case, which: str) -> None:
         if not case.flops:
             calls["copy"] = [_copy_of(machine, work)]
         times = machine.time(calls, **run_length(run))
-    wanted = 0.9 if not case.flops else 1.0 if "bias" in case.name else None
-    _row(run, (case.name, which, case.compute), times, work, error, wanted)
+    _row(run, (case.name, which, case.compute), times, work, error, case.bar if case.flops else 0.9)
 
 
 def _copy_of(machine: Machine, work: float) -> Callable[[], None]:
