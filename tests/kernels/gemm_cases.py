@@ -20,6 +20,14 @@ import numpy as np
 
 from gpunet.backends.kernel import Launcher, Variant
 
+# Unit roundoff of what is stored and of what is multiplied; sums are float32's, or float64's.
+UNITS = {
+    "float64": (2.0**-53, 0.0, 2.0**-53),
+    "float32": (2.0**-24, 0.0, 2.0**-24),
+    "tf32": (2.0**-24, 2.0**-11, 2.0**-24),
+    "float16": (2.0**-11, 0.0, 2.0**-24),
+    "bfloat16": (2.0**-8, 0.0, 2.0**-24),
+}
 STORAGE = {
     "double": np.dtype(np.float64),
     "float": np.dtype(np.float32),

@@ -16,21 +16,12 @@ from gpunet.errors import DeviceError, ShapeError
 from gpunet.ops import conv_kernels
 from gpunet.ops.conv import conv, conv_input_grad, conv_relu, conv_relu_pool, conv_weight_grad
 from tests.gradcheck import check_gradients
+from tests.kernels.gemm_cases import UNITS
 from tests.ops.test_gradients import CASES
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes, which gives NumPy bfloat16, is not installed")
 
 rng = np.random.default_rng(0)
-
-# Unit roundoff of what is stored and of what is multiplied; sums are float32's, or float64's.
-UNITS = {
-    "float64": (2.0**-53, 0.0, 2.0**-53),
-    "float32": (2.0**-24, 0.0, 2.0**-24),
-    "tf32": (2.0**-24, 2.0**-11, 2.0**-24),
-    "float16": (2.0**-11, 0.0, 2.0**-24),
-    "bfloat16": (2.0**-8, 0.0, 2.0**-24),
-}
-
 
 # Of each kind of kernel, the smallest tile.
 SMALLEST = ("simt 32x32", "mma 64x64", "wgmma 64x64", "direct")

@@ -13,17 +13,10 @@ from gpunet.backends import Backend
 from gpunet.backends.emulated import emulation, prebuild
 from gpunet.backends.kernel import Variant, all_variants
 from gpunet.ops import gemm
+from tests.kernels.gemm_cases import UNITS
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes, which gives NumPy bfloat16, is not installed")
 
-# Unit roundoff of what is stored and of what is multiplied; sums are float32's, or float64's.
-UNITS = {
-    "float64": (2.0**-53, 0.0, 2.0**-53),
-    "float32": (2.0**-24, 0.0, 2.0**-24),
-    "tf32": (2.0**-24, 2.0**-11, 2.0**-24),
-    "float16": (2.0**-11, 0.0, 2.0**-24),
-    "bfloat16": (2.0**-8, 0.0, 2.0**-24),
-}
 LAYOUTS = ("K_MAJOR", "MN_MAJOR", "STRIDED")
 
 
